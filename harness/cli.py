@@ -1,0 +1,51 @@
+"""The `harness` command: its subcommands, and how errors reach the person who typed it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from harness import __version__
+from harness.errors import HarnessError
+
+COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
+    "doctor": ("harness.commands.doctor:doctor", "Show what this machine can run, and what is missing."),
+    "list": ("harness.commands.list:list_group", "Show engines, workloads, precisions, models and more."),
+    "run": ("harness.commands.run:run", "Measure a model on engines at precisions; print one table."),
+}
+
+
+class Cli(click.Group):
+    """Imports a command when it is used, and prints what a user can mend as one line; a bug keeps its traceback."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except HarnessError as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(error.exit_code)
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="harness")
+def cli() -> None:
+    """Is FP8 or nvFP4 worth it for my Mixture-of-Experts model, on my GPU, with which engine, and why?"""
+
+
+def main() -> None:
+    sys.exit(cli())

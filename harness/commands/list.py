@@ -1,0 +1,132 @@
+"""`harness list`: what there is to choose from. Imports nothing that a person would have to wait for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from harness.errors import HarnessError
+from harness.precision import PRECISIONS
+
+
+@click.group("list")
+def list_group() -> None:
+    """Show engines, workloads, profilers, precisions, models, metrics or plugins."""
+
+
+def _command(name: str, summary: str, rows_of) -> None:
+    @list_group.command(name, help=summary)
+    @click.option("--json", "as_json", is_flag=True, help="A JSON array, and nothing else, on stdout.")
+    def command(as_json: bool) -> None:
+        show(rows_of(), as_json)
+
+
+def show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Rows as JSON or as aligned columns, with the plugins that were left out on stderr."""
+    from harness.plugins import discover
+
+    for problem in discover().problems:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(json.dumps(rows, indent=1) if as_json else columns(rows))
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "none"
+    cells = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+
+
+def _engines() -> list[dict[str, Any]]:
+    from harness import interpreters
+    from harness.plugins import discover
+
+    rows = []
+    for engine in discover().engines.values():
+        found = interpreters.versions(interpreters.python_for(engine.name, {}), engine.requires)
+        missing = interpreters.missing(engine, found)
+        state = f"missing: {', '.join(missing)}" if missing else ", ".join(f"{k} {v}" for k, v in found.items())
+        rows.append({"engine": engine.name, "here": state, "can": ", ".join(sorted(engine.capabilities)), "summary": engine.summary})
+    return rows
+
+
+def _workloads() -> list[dict[str, Any]]:
+    from harness.plugins import discover
+
+    return [
+        {"workload": w.name, "measures": w.measures, "summary": w.summary, "defaults": ", ".join(f"{k}={v}" for k, v in w.parameters.items())}
+        for w in discover().workloads.values()
+    ]
+
+
+def _profilers() -> list[dict[str, Any]]:
+    from harness.plugins import discover
+
+    return [{"profiler": profiler.name, "summary": profiler.summary} for profiler in discover().profilers.values()]
+
+
+def _models() -> list[dict[str, Any]]:
+    from harness.models import known
+
+    return [{"model": m.name, "path": m.path, "summary": m.summary} for m in known().values()]
+
+
+def _metrics() -> list[dict[str, Any]]:
+    from harness.metrics import DEFINITIONS
+
+    return [{"metric": name, "definition": text} for name, text in DEFINITIONS.items()]
+
+
+def _plugins() -> list[dict[str, Any]]:
+    from harness.plugins import discover
+
+    return [
+        {"plugin": p.name, "provides": ", ".join(p.provides), "source": p.source, "problem": p.problem} for p in discover().plugins
+    ]
+
+
+_command("engines", "Engines, and whether what they need is installed.", _engines)
+_command("workloads", "Workloads and their default parameters.", _workloads)
+_command("profilers", "Profilers for --profile.", _profilers)
+_command("models", "Models that have a short name; any folder or hub id works too.", _models)
+_command("metrics", "Every metric and its one definition.", _metrics)
+_command("plugins", "Plugins found, and those left out with the reason.", _plugins)
+
+
+@list_group.command("precisions")
+@click.option("--engine", help="Only this engine.  [all]")
+@click.option("--sm", type=int, help="Compute capability of a GPU, e.g. 90.  [this machine]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, and nothing else, on stdout.")
+def precisions(engine: str | None, sm: int | None, as_json: bool) -> None:
+    """What each engine does with each precision: native, weight_only, emulated or unsupported, and why."""
+    rows = support_rows(engine, sm)
+    if not as_json:
+        text = [{"precision": p.name, "bits/weight": f"{p.bits:g}", "weights": p.weights, "activations": p.activations} for p in PRECISIONS.values()]
+        click.echo(columns(text) + "\n")
+    show(rows, as_json)
+
+
+def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[str, Any]]:
+    """`{engine, precision, sm, compute_mode, reason}` for a GPU of compute capability `sm`, or for this machine."""
+    from harness import device, interpreters
+    from harness.names import check_known
+    from harness.plugins import discover
+
+    engines = discover().engines
+    if engine is not None:
+        check_known("engine", engine, engines)
+    where = device.detect() if sm is None else device.Device("cuda", f"a GPU of SM {sm}", 1, None, sm)
+    rows = []
+    for spec in [engines[engine]] if engine else engines.values():
+        try:
+            version = interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)[spec.requires[-1]] if spec.requires else None
+        except HarnessError:
+            version = None
+        for name in PRECISIONS:
+            support = spec.support(name, where, version)
+            rows.append({"engine": spec.name, "precision": name, "sm": where.sm, "compute_mode": support.mode, "reason": support.reason})
+    return rows

@@ -1,0 +1,72 @@
+"""The one interface between engines and workloads: an engine is found as a spec, and becomes a session when loaded.
+
+A session speaks token ids and host nanoseconds. It never tokenises and never decides what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from harness.device import Device
+    from harness.plan import Load
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an engine does with a precision on a device: a compute mode and the reason for it, in words."""
+
+    mode: str  # one of harness.precision.COMPUTE_MODES
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A row of `harness list engines`. Building one imports nothing heavy; `load` does, in the worker."""
+
+    name: str
+    summary: str
+    requires: tuple[str, ...]  # distributions the engine's interpreter must have, e.g. ("torch", "transformers")
+    capabilities: frozenset[str]  # of "generate", "score"; what a workload needs is looked up here
+    support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
+    load: Callable[[Load], Session]
+    options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
+
+
+class Session(Protocol):
+    """A loaded model inside the worker."""
+
+    def facts(self) -> dict[str, Any]:
+        """The effective state, read from the live engine: `engine_version`, `precision`, `compute_mode`,
+        `moe_backend`, `attention_backend`, `kv_dtype`, `clock` and whatever else the engine can prove.
+        What cannot be read is None, never the requested value."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
+        """Greedy continuation of every prompt, end-of-text ignored: exactly `output_len` tokens each.
+
+        Raises BadOutput when the logits are not finite, OutOfMemory, or the engine's own error."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[float]]:
+        """For each sequence, in order: natural-log probability of tokens 1..n-1 given those before (n - 1 values)."""
+
+    def close(self) -> None:
+        """Gives memory back. Safe to call twice."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one request got. Raw host times, nothing derived, nothing interpolated."""
+
+    token_ids: tuple[int, ...]
+    token_ns: tuple[int | None, ...]  # when each token was there, on the clock of Generation; None: not measured
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One batch, from the moment it was handed over to the moment it came back."""
+
+    started_ns: int  # time.perf_counter_ns
+    finished_ns: int
+    responses: tuple[Response, ...]

@@ -1,0 +1,170 @@
+"""Starts workers on this machine, one at a time, and turns whatever happens to them into an outcome per cell.
+
+Every worker leads a process group of its own, killed whole when the worker ends, hangs, or the user stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import device, failures
+from harness.failures import Failure
+from harness.plan import Cell, Load
+from harness.serde import to_json
+
+TICK_S = 0.2
+MEMORY_BACK_S = 30.0
+MEMORY_SLACK = 256 << 20  # bytes; another process may take a little meanwhile
+
+OnEvent = Callable[[Load, dict[str, Any]], None]
+
+
+@dataclass
+class Outcome:
+    """What became of a cell: a failure, or what was measured; and what the engine said of itself, if it got that far."""
+
+    failure: Failure | None = None
+    log_tail: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    load_seconds: float | None = None
+
+
+def run_load(load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> Iterator[tuple[Cell, Outcome]]:
+    """Measures every cell of a load. A cell that ends its worker costs only itself: the rest get another worker.
+
+    `timeout`: seconds a worker may go without any event, be it a load or an iteration.
+    """
+    left = list(load.cells)
+    while left:
+        worker = _Worker(load.only(left), python, log, timeout, on_event)
+        try:
+            for cell, outcome in worker.outcomes():
+                left.remove(cell)
+                yield cell, outcome
+        finally:
+            worker.stop()
+        if worker.failure is None:
+            return
+        for cell in worker.lost():
+            left.remove(cell)
+            yield cell, Outcome(worker.failure, failures.tail(log), worker.facts, load_seconds=worker.load_seconds)
+
+
+class _Worker:
+    """One process and its events."""
+
+    def __init__(self, load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> None:
+        self.load, self.timeout, self.on_event, self.log = load, timeout, on_event, log
+        self.facts: dict[str, Any] = {}
+        self.load_seconds: float | None = None
+        self.failure: Failure | None = None
+        self._loaded = self._done = False
+        self._measured: list[Cell] = []
+        self._under_way: Cell | None = None
+        self._memory_before = device.gpu_memory_used()
+        self._oom_kills = failures.oom_kill_count()
+        self._folder = tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
+        self._events, write_end = os.pipe()
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [python, "-m", "harness.worker", str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(write_end,),
+                cwd=self._folder.name,
+                env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
+                start_new_session=True,
+            )
+        os.close(write_end)
+        try:
+            self._process.stdin.write(json.dumps(to_json(load)).encode() + b"\n")
+            self._process.stdin.flush()  # and stays open: it is the worker's lifeline
+        except BrokenPipeError:
+            pass  # it died at once; its exit status says why
+
+    def outcomes(self) -> Iterator[tuple[Cell, Outcome]]:
+        """Measured cells, as they come. Afterwards `failure` says why the worker ended early, or is None."""
+        for event in self._read_events():
+            self.on_event(self.load, event)
+            match event["event"]:
+                case "loaded":
+                    self._loaded, self.facts, self.load_seconds = True, event["facts"], event["load_seconds"]
+                case "started":
+                    self._under_way = self.load.cells[event["cell"]]
+                case "measured":
+                    cell, self._under_way = self._under_way, None
+                    self._measured.append(cell)
+                    yield cell, Outcome(None, "", event["facts"], event["results"], event["conditions"], self.load_seconds)
+                case "failed":
+                    self.failure = Failure(event["failure_class"], event["message"])
+                    return
+                case "done":
+                    self._done = True
+                    return
+
+    def lost(self) -> list[Cell]:
+        """Cells that this worker's failure took along: all when the engine never stood, else the one under way."""
+        if not self._loaded:
+            return list(self.load.cells)
+        if self._under_way is None and not self._measured:  # it died between two events; do not try for ever
+            return [self.load.cells[0]]
+        return [self._under_way] if self._under_way else []
+
+    def _read_events(self) -> Iterator[dict[str, Any]]:
+        buffer, deadline = b"", time.monotonic() + self.timeout
+        while True:
+            ready, _, _ = select.select([self._events], [], [], TICK_S)
+            chunk = os.read(self._events, 1 << 16) if ready else None
+            if chunk:
+                deadline = time.monotonic() + self.timeout
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    yield json.loads(line)
+            elif chunk == b"" or self._process.poll() is not None and not ready:
+                status = self._exit_status()
+                kills = failures.oom_kill_count() - self._oom_kills
+                self.failure = failures.of_exit(status, failures.tail(self.log), kills)
+                return
+            elif time.monotonic() > deadline:
+                what = "measuring" if self._loaded else "loading"
+                self.failure = Failure("timeout", f"nothing heard for {self.timeout:g} s while {what}")
+                return
+
+    def _exit_status(self) -> int:
+        """Of a worker that closed its channel; one that lives on without it is killed."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def stop(self) -> None:
+        """Ends the whole process group and waits until its GPU memory is back."""
+        if self._done:
+            self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.stdin.close()
+        self._process.wait()
+        os.close(self._events)
+        self._folder.cleanup()
+        deadline = time.monotonic() + MEMORY_BACK_S
+        while self._memory_before is not None and time.monotonic() < deadline:
+            if device.gpu_memory_used() <= self._memory_before + MEMORY_SLACK:
+                return
+            time.sleep(TICK_S)

@@ -1,0 +1,111 @@
+"""Finds plugins and what they register. One broken plugin is named and left out; the others never notice.
+
+pluggy's own entry-point loader is not used: it drops the second of two equal names in silence and lets one
+exception during import end the program.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from harness import hookspecs
+from harness.engine import EngineSpec
+from harness.profiler import ProfilerSpec
+from harness.workload import WorkloadSpec
+
+BUILTIN = ("harness.workloads.perf", "harness.workloads.ppl")
+KINDS = {"engines": EngineSpec, "workloads": WorkloadSpec, "profilers": ProfilerSpec}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A row of `harness list plugins`."""
+
+    name: str
+    source: str  # module, and the distribution it came from
+    provides: tuple[str, ...] = ()
+    problem: str | None = None  # why it, or a part of it, was left out
+
+
+@dataclass
+class Registry:
+    """Everything found, by name."""
+
+    hook: Any  # pluggy's caller, for the notifications and harness_resolve_checkpoint
+    engines: dict[str, EngineSpec] = field(default_factory=dict)
+    workloads: dict[str, WorkloadSpec] = field(default_factory=dict)
+    profilers: dict[str, ProfilerSpec] = field(default_factory=dict)
+    plugins: list[Plugin] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"plugin {plugin.name} ({plugin.source}): {plugin.problem}" for plugin in self.plugins if plugin.problem]
+
+
+@cache
+def discover() -> Registry:
+    """Loads every plugin once per process."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    registry = Registry(hook=manager.hook)
+    for name in BUILTIN:
+        _add(registry, manager, name.rpartition(".")[2], "built in", lambda name=name: importlib.import_module(name))
+    seen: dict[str, str] = {}
+    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: point.name):
+        distribution = point.dist.metadata["Name"] if point.dist else "unknown distribution"
+        source = f"{point.value} of {distribution}"
+        if point.name in seen:
+            problem = f"left out: the plugin name {point.name!r} is taken by {seen[point.name]}"
+            registry.plugins.append(Plugin(point.name, source, problem=problem))
+            continue
+        seen[point.name] = source
+        _add(registry, manager, point.name, source, point.load)
+    return registry
+
+
+def _add(registry: Registry, manager: pluggy.PluginManager, name: str, source: str, load: Callable[[], Any]) -> None:
+    """All of a plugin or nothing of it: half a plugin would be a puzzle."""
+    try:
+        plugin = load()
+        manager.register(plugin, name=f"{name}|{source}")
+        found = {kind: _registered(manager, plugin, f"harness_register_{kind}") for kind in KINDS}
+        for kind, specs in found.items():
+            _check(specs, kind, taken=getattr(registry, kind))
+    except BaseException as error:  # a plugin may even call sys.exit at import; only Ctrl-C is ours
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        if manager.has_plugin(f"{name}|{source}"):
+            manager.unregister(name=f"{name}|{source}")
+        problem = f"left out: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        registry.plugins.append(Plugin(name, source, problem=problem))
+        return
+    for kind, specs in found.items():
+        getattr(registry, kind).update({spec.name: spec for spec in specs})
+    provides = tuple(f"{kind[:-1]} {spec.name}" for kind, specs in found.items() for spec in specs)
+    registry.plugins.append(Plugin(name, source, provides))
+
+
+def _registered(manager: pluggy.PluginManager, plugin: Any, hook: str) -> list[Any]:
+    others = [other for other in manager.get_plugins() if other is not plugin]
+    answers = manager.subset_hook_caller(hook, others)()
+    for answer in answers:
+        if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
+            raise TypeError(f"{hook} must return a list of specs, got {type(answer).__name__}")
+    return [spec for answer in answers for spec in answer]
+
+
+def _check(specs: list[Any], kind: str, taken: Mapping[str, Any]) -> None:
+    names = set(taken)
+    for spec in specs:
+        if not isinstance(spec, KINDS[kind]):
+            raise TypeError(f"harness_register_{kind}: expected {KINDS[kind].__name__}, got {type(spec).__name__}")
+        if spec.name in names:
+            raise ValueError(f"the {kind[:-1]} name {spec.name!r} is already taken")
+        names.add(spec.name)

@@ -1,0 +1,211 @@
+"""One run, from options to records: plan, token ids, one worker after another, records and ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness import device, inputs, interpreters, launcher, ledger, models, plugins, records
+from harness.engine import EngineSpec
+from harness.errors import HarnessError, UsageError
+from harness.launcher import OnEvent
+from harness.names import check_known, safe_name
+from harness.plan import Cell, InputFile, Load, Setup, make_cells, make_loads
+from harness.precision import PRECISIONS
+from harness.records import OutputFolder, Record
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked. Lists are axes: every combination is a cell."""
+
+    engines: tuple[str, ...] = ("hf",)
+    models: tuple[str, ...] = (models.DEFAULT,)
+    precisions: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
+    workloads: tuple[str, ...] = ("perf", "ppl")
+    parameters: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # only those the user gave
+    checkpoints: dict[str, str] = field(default_factory=dict)  # precision -> folder or hub id
+    pythons: dict[str, str] = field(default_factory=dict)  # engine -> interpreter
+    output_dir: Path = Path("benchmark_results")
+    weights: str = "real"
+    quantize: str = "experts"
+    tp: tuple[int, ...] = (1,)
+    ep: tuple[int, ...] = (1,)
+    moe_backends: tuple[str, ...] = ("auto",)
+    disable_fusion: bool = False
+    trust_remote_code: bool = False
+    timeout: float = 3600.0
+    profiler: str | None = None
+
+
+@dataclass
+class Plan:
+    """What will be done, and with what. Nothing has been started and nothing written."""
+
+    registry: plugins.Registry
+    device: device.Device
+    cells: list[Cell]
+    pythons: dict[str, str]
+    versions: dict[str, str | None]  # engine -> version of the engine's own distribution
+
+    def key(self, cell: Cell) -> str:
+        return cell.key(self.versions[cell.setup.engine], self.device)
+
+
+@dataclass
+class Result:
+    records: list[Record]
+    problems: list[str]  # what could not be kept, in words
+    was_interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        if self.was_interrupted:
+            return 130
+        return 1 if self.problems or any(record["status"] == "failed" for record in self.records) else 0
+
+
+def make_plan(options: Options) -> Plan:
+    """Checks every name and finds every interpreter. Raises UsageError before any worker exists."""
+    registry = plugins.discover()
+    engines = [_engine(registry, name) for name in options.engines]
+    for name in itertools.chain(options.precisions, options.checkpoints):
+        check_known("precision", name, PRECISIONS)
+    workloads = [registry.workloads[check_known("workload", name, registry.workloads)] for name in options.workloads]
+    if options.profiler:
+        check_known("profiler", options.profiler, registry.profilers)
+    for name in options.pythons:
+        check_known("engine", name, registry.engines)
+    chosen_models = [models.resolve(text) for text in options.models]
+    pythons = {engine.name: interpreters.python_for(engine.name, options.pythons) for engine in engines}
+    versions = {engine.name: _version(engine, pythons[engine.name]) for engine in engines}
+    here = device.detect()
+    cells = []
+    for model in chosen_models:
+        setups = [
+            Setup(
+                engine=engine,
+                model=model.name,
+                path=model.path,
+                precision=precision,
+                weights=options.weights,
+                checkpoint=_checkpoint(registry, options, model, precision),
+                quantize=options.quantize,
+                tp=tp,
+                ep=ep,
+                moe_backend=moe_backend,
+                disable_fusion=options.disable_fusion,
+                trust_remote_code=options.trust_remote_code,
+            )
+            for engine, tp, ep, moe_backend, precision in itertools.product(
+                options.engines, options.tp, options.ep, options.moe_backends, options.precisions
+            )
+        ]
+        cells += make_cells(setups, workloads, options.parameters, model.defaults, registry.engines, versions, here)
+    return Plan(registry, here, cells, pythons, versions)
+
+
+def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str], None]) -> Result:
+    """Measures every cell of the plan. After Ctrl-C what was finished is kept and no worker is left."""
+    folder = OutputFolder(options.output_dir)
+    result = Result([], [])
+    written: set[str] = set()
+
+    def finish(cell: Cell, record: Record) -> None:
+        written.add(plan.key(cell))
+        result.records.append(record)
+        try:
+            folder.write(record)
+        except OSError as error:
+            result.problems.append(f"record of {cell.workload} {cell.setup.precision} not written: {error}")
+        _notify(plan.registry, warn, "harness_cell_finished", record=record)
+
+    under_way: Load | None = None
+    try:
+        for cell in plan.cells:
+            if cell.skip:
+                finish(cell, records.make(cell, None, plan.versions[cell.setup.engine], plan.device))
+        files = _prepare_inputs(plan, folder)
+        for under_way in make_loads(plan.cells):
+            load = replace(under_way, inputs=tuple(files[id(cell)] for cell in under_way.cells))
+            name = f"{load.setup.engine}_{load.setup.model}_{load.setup.config}_{load.setup.precision}_{plan.key(load.cells[0])}"
+            if options.profiler:
+                traces = folder.root / "traces" / safe_name(name)
+                load = replace(load, profiler=options.profiler, profile_folder=str(traces.resolve()))
+            _notify(plan.registry, warn, "harness_load_started", load=load)
+            log = folder.log(name)
+            log.unlink(missing_ok=True)
+            for cell, outcome in launcher.run_load(load, plan.pythons[load.setup.engine], log, options.timeout, on_event):
+                finish(cell, records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device))
+    except KeyboardInterrupt:
+        result.was_interrupted = True
+        for cell in under_way.cells if under_way else ():
+            if plan.key(cell) not in written:
+                finish(cell, records.interrupted(cell, plan.versions[cell.setup.engine], plan.device))
+    try:
+        ledger.rebuild(folder)
+    except OSError as error:
+        result.problems.append(f"ledger not written: {error}")
+    order = {plan.key(cell): index for index, cell in enumerate(plan.cells)}
+    result.records.sort(key=lambda record: order[record["key"]])
+    return result
+
+
+def _engine(registry: plugins.Registry, name: str) -> EngineSpec:
+    return registry.engines[check_known("engine", name, registry.engines)]
+
+
+def _version(engine: EngineSpec, python: str) -> str | None:
+    found = interpreters.versions(python, engine.requires)
+    if missing := interpreters.missing(engine, found):
+        raise UsageError(f"engine {engine.name!r} needs {', '.join(missing)} in {python}: pip install 'moe-harness[{engine.name}]'")
+    return found[engine.requires[-1]] if engine.requires else None
+
+
+def _checkpoint(registry: plugins.Registry, options: Options, model: models.Model, precision: str) -> str | None:
+    given = options.checkpoints.get(precision)
+    if given is None:
+        return registry.hook.harness_resolve_checkpoint(model=model.path, precision=precision)
+    is_folder = given.startswith((".", "~", "/")) or Path(given).exists()
+    return str(Path(given).expanduser().resolve()) if is_folder else given
+
+
+def _prepare_inputs(plan: Plan, folder: OutputFolder) -> dict[int, InputFile]:
+    """Token ids of every cell to attempt, by identity of the cell; equal requests are made once."""
+    made: dict[inputs.Request, InputFile] = {}
+    files = {}
+    for cell in plan.cells:
+        if cell.skip:
+            continue
+        request = inputs.request_for(plan.registry.workloads[cell.workload].inputs, cell.setup.path, cell.parameters)
+        if request not in made:
+            made[request] = _prepare(request, folder, plan.pythons[cell.setup.engine])
+        files[id(cell)] = made[request]
+    return files
+
+
+def _prepare(request: inputs.Request, folder: OutputFolder, python: str) -> InputFile:
+    try:
+        return InputFile(str(inputs.prepare(request, (folder.root / "inputs").resolve(), python)))
+    except UsageError:
+        raise
+    except HarnessError as error:  # a model that cannot be read: the engine shall say so in its own words
+        return InputFile(None, str(error))
+
+
+def _notify(registry: plugins.Registry, warn: Callable[[str], None], hook: str, **content: Any) -> None:
+    try:
+        getattr(registry.hook, hook)(**content)
+    except Exception as error:  # a tracker's trouble must not cost a measurement
+        warn(f"a plugin failed in {hook}: {type(error).__name__}: {error}")
+
+
+def parse_pairs(option: str, pairs: Sequence[str]) -> Mapping[str, str]:
+    """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=`."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"{option} {pair}: expected NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,132 @@
+"""The verdict of a run: one row per measured configuration, and under it everything the row must not hide."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from harness.precision import EMULATED
+from harness.records import Record
+
+NOTHING = "-"
+PLAIN_WIDTH = 200  # columns, when the output is no terminal and so has no width of its own
+
+
+def print_verdict(records: Sequence[Record], stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+    for (model, weights), group in _by(records, "model", "weights"):
+        device = group[0]["environment"]["device"]
+        about = f"{model}, {weights} weights, {device['name']} ({device['kind']}, {device['count']} {_unit(device)})"
+        console.print(_table(group, escape(about)))
+    for line in notes(records):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _table(records: Sequence[Record], title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
+    shown = [name for name in rows[0] if name not in ("engine", "config") or len({row[name] for row in rows}) > 1]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("engine", "config", "precision", "compute mode", "MoE backend") else "right")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    return table
+
+
+def _rows(group: Sequence[Record], everyone: Sequence[Record]) -> Iterable[dict[str, str]]:
+    """Rows of one engine, configuration and precision: speed and accuracy side by side."""
+    speed = [record for record in group if record["workload"] == "perf"]
+    accuracy = [record for record in group if record["workload"] == "ppl"]
+    others = [record for record in group if record["workload"] not in ("perf", "ppl")]
+    for perf, ppl in itertools.zip_longest(speed, accuracy):
+        yield _row(perf, ppl, everyone)
+    for record in others:
+        yield _row(record, None, everyone)
+
+
+def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) -> dict[str, str]:
+    either = perf or ppl
+    measured = next((record for record in (perf, ppl) if record and record["effective"]), either)
+    mark = "" if all(r is None or r["status"] != "mismatch" for r in (perf, ppl)) else " (!)"
+    return {
+        "engine": either["engine"],
+        "config": either["config"],
+        "precision": either["precision"] + mark,
+        "compute mode": measured["compute_mode"],
+        "batch x in + out": f"{perf['batch_size']} x {perf['input_len']} + {perf['output_len']}" if _has_speed(perf) else NOTHING,
+        "latency ms": _number(perf, "mean_latency_ms", ".1f"),
+        "TTFT ms": _mean(perf, "ttft_ms"),
+        "ITL ms": _mean(perf, "itl_ms"),
+        "output tok/s": _number(perf, "output_tokens_per_sec", ".1f"),
+        "perplexity": _number(ppl, "perplexity", ".4f", speed=False),
+        "change": _change(ppl, everyone),
+        "MoE backend": str(measured["moe_backend"] or NOTHING),
+    }
+
+
+def _has_speed(record: Record | None) -> bool:
+    return record is not None and record["status"] in ("ok", "mismatch") and record["compute_mode"] != EMULATED and "latency_ms" in record
+
+
+def _number(record: Record | None, name: str, form: str, speed: bool = True) -> str:
+    if record is None or record["status"] not in ("ok", "mismatch") or speed and not _has_speed(record):
+        return NOTHING
+    value = record.get(name)
+    return NOTHING if value is None else format(value, form)
+
+
+def _mean(record: Record | None, name: str) -> str:
+    return format(record[name]["mean"], ".2f") if _has_speed(record) and record.get(name) else NOTHING
+
+
+def _change(ppl: Record | None, everyone: Sequence[Record]) -> str:
+    """Against BF16 of the same engine and configuration on the same token ids; nothing when there is none."""
+    if ppl is None or ppl["status"] != "ok" or ppl["precision"] == "bf16":
+        return NOTHING
+    same = ("workload", "engine", "engine_version", "model", "weights", "config")
+    for base in everyone:
+        if (
+            base["precision"] == "bf16"
+            and base["status"] == "ok"
+            and all(base[name] == ppl[name] for name in same)
+            and base["conditions"]["token_ids_sha256"] == ppl["conditions"]["token_ids_sha256"]
+        ):
+            return f"{(ppl['perplexity'] / base['perplexity'] - 1) * 100:+.2f} %"
+    return NOTHING
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Lines under the table: skipped, failed and mismatched cells with their reasons, equal reasons together."""
+    lines = []
+    for status, reason_of in (
+        ("skipped", lambda record: record["reason"]),
+        ("mismatch", lambda record: record["reason"] + "; kept, not compared"),
+        ("failed", lambda record: f"{record['failure']['class']}: {record['failure']['message']}"),
+    ):
+        reasons: dict[str, list[str]] = {}
+        for record in records:
+            if record["status"] == status:
+                what = f"{record['engine']} {record['model']} {record['precision']} {record['workload']}"
+                reasons.setdefault(reason_of(record), []).append(what)
+        lines += [f"{status} {', '.join(dict.fromkeys(cells))}: {reason}" for reason, cells in reasons.items()]
+    if any(record["compute_mode"] == EMULATED for record in records):
+        lines.append("emulated rows have no speed: values pass through the format, products are computed in BF16")
+    return lines
+
+
+def _by(records: Sequence[Record], *names: str) -> Iterable[tuple[tuple[Any, ...], list[Record]]]:
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    return groups.items()
+
+
+def _unit(device: dict[str, Any]) -> str:
+    return ("GPU" if device["kind"] == "cuda" else "core") + ("" if device["count"] == 1 else "s")

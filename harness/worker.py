@@ -1,0 +1,123 @@
+"""The child process of one load: loads the engine, measures each cell, and says so on a descriptor of its own.
+
+    PYTHON -m harness.worker EVENTS_FD      # the load arrives as one JSON line on stdin
+
+stdin stays open as a lifeline: when the parent is gone it closes, and the whole process group goes with it.
+stdout and stderr belong to the engine; nothing of ours is ever read from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harness import failures, inputs, plugins
+from harness.engine import EngineSpec, Session
+from harness.errors import LoadFailed
+from harness.plan import Cell, Load
+from harness.serde import from_json, to_json
+
+PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
+
+
+def main(events_fd: int) -> int:
+    channel = Channel(events_fd)
+    load = from_json(Load, json.loads(_take_stdin()))
+    registry = plugins.discover()
+    try:
+        channel.send("loading")
+        started = time.perf_counter()
+        session = _engine(registry, load).load(load)
+        seconds = time.perf_counter() - started
+        facts = session.facts()
+        channel.send("loaded", facts=facts, load_seconds=seconds)
+    except BaseException as error:
+        return _fail(channel, error, while_loading=True)
+    try:
+        for index, cell in enumerate(load.cells):
+            channel.send("started", cell=index)
+            _measure(channel, registry, load, index, cell, session)
+    except BaseException as error:
+        return _fail(channel, error, while_loading=False)
+    session.close()
+    channel.send("done")
+    return 0
+
+
+def _engine(registry: plugins.Registry, load: Load) -> EngineSpec:
+    try:
+        return registry.engines[load.setup.engine]
+    except KeyError:
+        found = "; ".join(registry.problems) or f"it has {', '.join(registry.engines) or 'none'}"
+        raise LoadFailed(f"{sys.executable} has no engine {load.setup.engine!r}: {found}") from None
+
+
+def _measure(channel: Channel, registry: plugins.Registry, load: Load, index: int, cell: Cell, session: Session) -> None:
+    file = load.inputs[index]
+    if file.path is None:
+        raise LoadFailed(f"no token ids for this model: {file.problem}")
+    ids = inputs.read(file.path)
+    workload = registry.workloads[cell.workload]
+    measurement = workload.measure(session, ids, cell.parameters, channel.progress)
+    conditions = {"token_ids_sha256": ids.sha256, "token_ids_source": ids.source, **measurement.conditions}
+    channel.send("measured", cell=index, results=measurement.results, conditions=conditions, facts=session.facts())
+    if load.profiler and workload.run_once:
+        folder = Path(load.profile_folder, cell.workload)
+        folder.mkdir(parents=True, exist_ok=True)
+        with registry.profilers[load.profiler].session(folder):
+            workload.run_once(session, ids, cell.parameters)
+        channel.send("profiled", cell=index, folder=str(folder))
+
+
+def _fail(channel: Channel, error: BaseException, while_loading: bool) -> int:
+    """After a failure the engine's state is unknown, so the worker ends; the parent starts another for what is left."""
+    traceback.print_exception(error)  # to the log
+    failure = failures.of_exception(error, while_loading)
+    channel.send("failed", failure_class=failure.failure_class, message=failure.message)
+    sys.stderr.flush()
+    os._exit(3)  # an engine's exit handlers may hang after an error; the parent kills what they would have ended
+
+
+class Channel:
+    """Events to the parent, one JSON object a line."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # the engine's own children must not keep the channel open
+        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
+        self._last = 0.0
+
+    def send(self, event: str, **content: Any) -> None:
+        self._file.write(json.dumps({"event": event, **to_json(content)}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def progress(self, done: int, of: int) -> None:
+        now = time.perf_counter()
+        if done == of or now - self._last >= PROGRESS_EVERY_S:
+            self._last = now
+            self.send("progress", done=done, of=of)
+
+
+def _take_stdin() -> str:
+    """First line of stdin; the rest of it becomes the lifeline, and the engine sees an empty stdin."""
+    lifeline = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    line = lifeline.readline()
+
+    def watch() -> None:
+        while lifeline.read(1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

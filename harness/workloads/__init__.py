@@ -1,0 +1,1 @@
+"""Workloads that ship with the harness; each is a plugin like any other."""

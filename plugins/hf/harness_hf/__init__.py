@@ -1,0 +1,45 @@
+"""The HF transformers engine: what it is and what it can do. Imports no torch; `session.py` does, in the worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import EngineSpec, Support, hookimpl
+from harness.precision import EMULATED, NATIVE, PRECISIONS
+
+if TYPE_CHECKING:
+    from harness import Load, Session
+    from harness.device import Device
+
+BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@hookimpl
+def harness_register_engines() -> list[EngineSpec]:
+    return [
+        EngineSpec(
+            name="hf",
+            summary="HF transformers on PyTorch: the reference; quantised precisions are emulated exactly",
+            requires=("torch", "safetensors", "compressed-tensors", "transformers"),
+            capabilities=frozenset({"generate", "score"}),
+            support=support,
+            load=load,
+            options=frozenset({"quantize"}),
+        )
+    ]
+
+
+def support(precision: str, device: Device, version: str | None) -> Support:
+    if precision != "bf16":
+        return Support(EMULATED, f"every {precision} value is exact, products are computed in BF16; no native kernels yet")
+    if device.kind == "cuda" and not PRECISIONS["bf16"].on_tensor_cores(device.sm):
+        return Support(EMULATED, f"SM {device.sm} has no BF16 tensor cores, they need {PRECISIONS['bf16'].tensor_cores}")
+    if device.kind == "cpu" and not BF16_INSTRUCTIONS.intersection(device.flags):
+        return Support(NATIVE, "PyTorch's BF16 kernels; this CPU has no BF16 instructions, so they multiply in FP32")
+    return Support(NATIVE)
+
+
+def load(load: Load) -> Session:
+    from harness_hf.session import HfSession
+
+    return HfSession(load)

@@ -1,0 +1,74 @@
+"""Opens a model: safetensors only, nothing missing, no code from its repository unless asked; or random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from harness import LoadFailed, Setup
+
+EXPERTS = "grouped_mm"  # one product per layer; the fastest of transformers' on a CPU and for prefill on a GPU
+HASHED_WHOLE = 256 << 20  # bytes; of a larger weight file the ends and the size are hashed
+
+
+def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
+    """The model in BF16 on `device`, ready for inference. Raises LoadFailed, or what transformers raises."""
+    config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "?")
+        raise LoadFailed(
+            f"{setup.source} is quantised already ({method}); the hf engine takes BF16 checkpoints and quantises them itself"
+        )
+    config._experts_implementation = EXPERTS if setup.moe_backend == "auto" else setup.moe_backend
+    model = _random(config, setup, device) if setup.weights == "dummy" else _stored(config, setup, device)
+    return model.eval()
+
+
+def _stored(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:
+    model, info = AutoModelForCausalLM.from_pretrained(
+        setup.source,
+        config=config,
+        dtype=torch.bfloat16,
+        use_safetensors=True,  # never a pickle
+        trust_remote_code=setup.trust_remote_code,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):  # transformers fills holes with random numbers
+        if found := info.get(problem):
+            words = ", ".join(map(str, sorted(found, key=str)[:3]))
+            raise LoadFailed(f"{setup.source} is no whole checkpoint: {len(found)} {problem.replace('_', ' ')}, such as {words}")
+    return model.to(device)
+
+
+def _random(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:
+    """Weights as the model's own initialiser draws them, on the device itself, from the seed."""
+    torch.manual_seed(setup.seed)
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=setup.trust_remote_code)
+
+
+def fingerprint(setup: Setup) -> str | None:
+    """What tells these weights from others: sha256 over names, sizes and contents, or the seed of random ones.
+
+    None for a hub id: its files are transformers' business.
+    """
+    if setup.weights == "dummy":
+        return f"seed {setup.seed}"
+    digest = hashlib.sha256()
+    files = sorted(Path(setup.source).glob("*.safetensors"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(json.dumps([path.name, size]).encode())
+        with path.open("rb") as file:
+            if size <= HASHED_WHOLE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(size - (1 << 20))
+                digest.update(file.read())
+    return digest.hexdigest() if files else None
