@@ -24,7 +24,7 @@ def harness_register_engines() -> list[EngineSpec]:
             capabilities=frozenset({"generate", "score"}),
             support=support,
             load=load,
-            options=frozenset({"quantize"}),
+            options=frozenset({"quantize", "moe_backend"}),
         )
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness import LoadFailed, Setup
 
@@ -24,9 +25,20 @@ def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
         raise LoadFailed(
             f"{setup.source} is quantised already ({method}); the hf engine takes BF16 checkpoints and quantises them itself"
         )
-    config._experts_implementation = EXPERTS if setup.moe_backend == "auto" else setup.moe_backend
+    config._experts_implementation = _experts_implementation(setup)
     model = _random(config, setup, device) if setup.weights == "dummy" else _stored(config, setup, device)
     return model.eval()
+
+
+def _experts_implementation(setup: Setup) -> str:
+    if setup.moe_backend == "auto":
+        return EXPERTS
+    known = ("eager", *ALL_EXPERTS_FUNCTIONS.valid_keys())
+    if setup.moe_backend not in known:
+        raise LoadFailed(f"transformers has no experts implementation {setup.moe_backend!r}; it has {', '.join(known)}")
+    if setup.moe_backend == "eager" and setup.precision != "bf16":
+        raise LoadFailed("the eager experts hide the input of their second product, so it cannot be converted")
+    return setup.moe_backend
 
 
 def _stored(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from harness_hf.checkpoint import fingerprint, open_model
 from harness_hf.decode import CpuDecoder, CudaDecoder
 from harness_hf.emulate import emulate
 
-SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}  # tokens of one forward pass
+SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
 LOGIT_ROWS = 1024  # tokens whose full-vocabulary FP32 logits exist at once
 QUANT_ALGO = {"fp8": "FP8", "fp8_block": "FP8_BLOCK_SCALES", "nvfp4": "NVFP4", "mxfp4": "MXFP4"}
 
@@ -56,7 +56,7 @@ class HfSession:
             "cuda_graphs": self._decoder.cuda_graphs,
             "compiled": "torch.compile reduce-overhead, decode only" if self._decoder.compiled else None,
             "clock": self._decoder.clock,
-            "scored_together_tokens": SCORED_TOGETHER[self._device.type],
+            "scored_together_tokens": self._scored_together() or "one sequence",
             "environment": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -77,9 +77,14 @@ class HfSession:
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
         for length, equal in itertools.groupby(sequences, len):
             equal = list(equal)
-            at_once = max(1, SCORED_TOGETHER[self._device.type] // length)
+            at_once = max(1, self._scored_together() // length)
             for start in range(0, len(equal), at_once):
                 yield from self._score(torch.tensor(equal[start : start + at_once], device=self._device)).tolist()
+
+    def _scored_together(self) -> int:
+        """Tokens of one forward pass. An emulated activation has a scale over the whole tensor, which must not depend
+        on who else is in the batch: then each sequence goes alone."""
+        return 0 if self._converted else SCORED_TOGETHER[self._device.type]
 
     def _score(self, ids_AT: torch.Tensor) -> torch.Tensor:
         """Log-probability of every token but the first, [A, T - 1]. The body runs once over all tokens; the output

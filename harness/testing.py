@@ -1,0 +1,134 @@
+"""The conformance kit: what every engine must hold, as a test class. An engine's whole test file is
+
+    from harness.testing import EngineConformance
+
+    class TestEcho(EngineConformance):
+        engine_name = "echo"
+
+Override the settings, never a test; one that an engine cannot pass yet may be redefined with `pytest.mark.xfail`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harness import device, models
+from harness.engine import EngineSpec, Session
+from harness.plan import Cell, Load, Setup
+from harness.plugins import discover
+from harness.precision import COMPUTE_MODES, NATIVE, PRECISIONS, UNSUPPORTED
+from harness.serde import to_json
+
+HEAVY = ("torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "datasets")
+FACTS = ("engine_version", "precision", "compute_mode", "moe_backend", "attention_backend", "kv_dtype", "prefix_cache", "clock")
+
+
+class EngineConformance:
+    """Settings first, then the contract."""
+
+    engine_name: str
+    model = models.DEFAULT
+    precision = "bf16"
+    input_len, output_len = 16, 8  # tokens
+    score_tolerance = 0.05  # nats per token, between a sequence scored alone and in a batch
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> EngineSpec:
+        return discover().engines[cls.engine_name]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def load(cls, engine: EngineSpec) -> Load:
+        model = models.resolve(cls.model)
+        setup = Setup(engine=engine.name, model=model.name, path=model.path, precision=cls.precision)
+        support = engine.support(cls.precision, device.detect(), None)
+        parameters = {"batch_size": 3, "input_len": cls.input_len, "output_len": cls.output_len}
+        return Load(setup, (Cell(setup, "perf", parameters, support),), support.mode)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def session(cls, engine: EngineSpec, load: Load) -> Iterator[Session]:
+        session = engine.load(load)
+        yield session
+        session.close()
+
+    def prompts(self) -> list[list[int]]:
+        """Three prompts, each unlike the others from the first token on."""
+        return [[(index * 37 + step * 11) % 200 + 3 for step in range(self.input_len)] for index in range(3)]
+
+    def test_being_found_imports_no_backend(self, engine: EngineSpec) -> None:
+        code = f"import sys; from harness.plugins import discover; discover(); print([m for m in {HEAVY!r} if m in sys.modules])"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+    def test_it_answers_for_every_precision_and_gives_reasons(self, engine: EngineSpec) -> None:
+        machines = [device.detect(), *(device.Device("cuda", "a GPU", 1, None, sm) for sm in (75, 80, 89, 90, 100, 120))]
+        for machine in machines:
+            for name in PRECISIONS:
+                support = engine.support(name, machine, None)
+                assert support.mode in COMPUTE_MODES
+                assert support.reason or support.mode == NATIVE, f"{name} on {machine.label}: {support.mode} without a reason"
+        assert any(engine.support(name, machine, None).mode != UNSUPPORTED for name in PRECISIONS for machine in machines)
+
+    def test_it_says_what_runs(self, session: Session, load: Load) -> None:
+        facts = session.facts()
+        assert not [name for name in FACTS if name not in facts], "what cannot be read is None, not absent"
+        assert facts["engine_version"]
+        assert (facts["precision"], facts["compute_mode"]) == (load.setup.precision, load.compute_mode)
+        assert json.dumps(to_json(facts), allow_nan=False)
+
+    def test_every_prompt_gets_exactly_the_tokens_asked_for(self, session: Session) -> None:
+        for output_len in (1, self.output_len):
+            generation = session.generate(self.prompts(), output_len)
+            assert [len(response.token_ids) for response in generation.responses] == [output_len] * 3
+            assert [len(response.token_ns) for response in generation.responses] == [output_len] * 3
+
+    def test_greedy_tokens_repeat(self, session: Session) -> None:
+        first, second = (session.generate(self.prompts(), self.output_len) for _ in range(2))
+        assert [r.token_ids for r in first.responses] == [r.token_ids for r in second.responses]
+
+    def test_answers_keep_the_order_of_prompts(self, session: Session) -> None:
+        prompts = self.prompts()
+        forward = session.generate(prompts, self.output_len).responses
+        backward = session.generate(prompts[::-1], self.output_len).responses
+        assert [r.token_ids for r in forward] == [r.token_ids for r in backward[::-1]]
+
+    def test_token_times_lie_in_order_on_the_host_clock(self, session: Session) -> None:
+        before = time.perf_counter_ns()
+        generation = session.generate(self.prompts(), self.output_len)
+        after = time.perf_counter_ns()
+        for response in generation.responses:
+            measured = [ns for ns in response.token_ns if ns is not None]
+            times = [before, generation.started_ns, *measured, generation.finished_ns, after]
+            assert times == sorted(times)
+            assert len(set(measured)) == len(measured), "equal times: they were not taken one by one"
+
+    def test_scores_are_log_probabilities_of_all_tokens_but_the_first(self, session: Session) -> None:
+        scores = [list(scores) for scores in session.score(self.prompts())]
+        assert [len(values) for values in scores] == [self.input_len - 1] * 3
+        assert all(math.isfinite(value) and value <= 1e-6 for values in scores for value in values)
+
+    def test_a_score_depends_on_its_own_sequence_only(self, session: Session) -> None:
+        together = [list(scores) for scores in session.score(self.prompts())]
+        alone = [list(next(iter(session.score([prompt])))) for prompt in self.prompts()]
+        for batched, single in zip(together, alone):
+            assert abs(sum(batched) - sum(single)) / len(single) <= self.score_tolerance
+
+    def test_close_may_be_called_twice(self, engine: EngineSpec, load: Load) -> None:
+        session = engine.load(load)
+        session.close()
+        session.close()
+
+    def test_no_standard_test_is_overridden(self) -> None:
+        for name, standard in vars(EngineConformance).items():
+            if name.startswith("test_"):
+                ours = getattr(type(self), name)
+                marks = {mark.name for mark in getattr(ours, "pytestmark", [])}
+                assert ours is standard or "xfail" in marks, f"{name} is overridden without xfail"

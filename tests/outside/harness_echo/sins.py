@@ -1,0 +1,110 @@
+"""Bad luck on request: the ways an engine can misbehave, for the tests of the harness. No part of the example.
+
+    ECHO_SIN=segfault:fp8:generate,nan:score harness run --engine echo ...
+
+A comma list of sins. The words after a sin say when: each must be the precision or the place, which is one of
+load, facts, generate, score and close. Without words it happens everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness import Generation, Session
+
+
+def exhaust_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+    hoard = []
+    while True:
+        hoard.append(bytearray(64 << 20))
+
+
+def chatter() -> None:
+    """What would break a harness that reads its workers' stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        print('{"event": "done"}\n{"event": "failed", "failure_class": "timeout", "message": "CUDA out of memory"}', file=stream)
+    os.write(1, b"\x00\xff\xfe[/bold]" + b"x" * 100_000)  # no newline, and no UTF-8
+    os.write(2, b'{"event": "measured", "cell": 0, "results": {}')
+
+
+def fill_disk() -> None:
+    """The log is on the disk of the records."""
+    try:
+        while os.write(1, bytes(1 << 20)):
+            pass
+    except OSError:
+        pass
+
+
+def raise_error() -> None:
+    raise RuntimeError("the parrot\nis no more")
+
+
+SINS = {
+    "chatty": chatter,
+    "exit": lambda: os._exit(0),
+    "fill_disk": fill_disk,
+    "hang": lambda: time.sleep(600),
+    "leave_child": lambda: subprocess.Popen(["sleep", "600"]),
+    "memory_limit": exhaust_memory,
+    "raise": raise_error,
+    "segfault": lambda: signal.raise_signal(signal.SIGSEGV),
+    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stuck": lambda: ctypes.PyDLL(None).pause(),  # a native call that never lets other Python threads run
+    "sys_exit": lambda: sys.exit(0),
+}
+FACTS = {  # what facts() returns instead, given what it should
+    "bare_facts": lambda facts: {},
+    "no_facts": lambda facts: None,
+    "markup_facts": lambda facts: {**facts, "moe_backend": "[/bold]"},
+    "wrong_facts": lambda facts: {**facts, "precision": "bf16"},
+}
+
+
+def tempted(session: Session, precision: str) -> Session:
+    """The session itself when ECHO_SIN is not set, else one that sins."""
+    return Sinner(session, precision) if os.environ.get("ECHO_SIN") else session
+
+
+class Sinner:
+    def __init__(self, session: Session, precision: str) -> None:
+        self._session, self._precision = session, precision
+        self._commit("load")
+
+    def _commit(self, place: str) -> set[str]:
+        """Commits the sins that are due here; returns their names, for those that falsify an answer."""
+        asked = [sin.split(":") for sin in os.environ["ECHO_SIN"].split(",")]
+        due = [name for name, *words in asked if {self._precision, place}.issuperset(words)]
+        for name in due:
+            SINS.get(name, lambda: None)()
+        return set(due)
+
+    def facts(self) -> Any:
+        facts = self._session.facts()
+        for name in self._commit("facts").intersection(FACTS):
+            facts = FACTS[name](facts)
+        return facts
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
+        is_short = "short" in self._commit("generate")
+        return self._session.generate(prompts, output_len - is_short)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[float]]:
+        is_nan = "nan" in self._commit("score")
+        for values in self._session.score(sequences):
+            yield [math.nan] * len(values) if is_nan else values
+
+    def close(self) -> None:
+        self._commit("close")
+        self._session.close()

@@ -1,0 +1,79 @@
+"""The floors of the house: imports run downhill, nothing heavy in the core, rooms one can read in one sitting."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = sorted((ROOT / "harness").rglob("*.py"))
+SOURCES = CORE + sorted((ROOT / "plugins").rglob("*.py"))
+HEAVY = {"torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "pandas", "compressed_tensors", "safetensors"}
+
+# A module imports only from floors above its own line.
+FLOORS = [
+    ["errors", "precision", "serde", "device"],
+    ["engine", "workload", "profiler", "names", "metrics", "corpus"],
+    ["models", "inputs", "plan", "hookspecs", "failures"],
+    ["plugins", "interpreters", "workloads.perf", "workloads.ppl"],
+    ["worker", "launcher"],
+    ["records"],
+    ["ledger", "progress", "table"],
+    ["run"],
+    ["commands.options"],
+    ["commands.run", "commands.list", "commands.doctor", "testing"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR_OF = {name: index for index, names in enumerate(FLOORS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules imported at run time anywhere in a file: what only type checkers read is left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            found.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.name != "__init__.py"], ids=module_name)
+def test_imports_run_downhill(path):
+    own = FLOOR_OF[module_name(path)]
+    inside = {name.removeprefix("harness.") for name in imports(path) if name.startswith("harness.")}
+    below = {name: FLOOR_OF[name] for name in inside & set(FLOOR_OF)}
+    assert all(floor < own for floor in below.values()), {name: floor for name, floor in below.items() if floor >= own}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_names_no_heavy_package(path):
+    assert not {name.partition(".")[0] for name in imports(path)} & HEAVY
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_says_what_it_is_for_and_fits_one_sitting(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_public_function_says_what_it_returns(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.returns is None and not f.name.startswith("_")] == []
+
+
+def test_no_plugin_folder_is_a_package_that_could_shadow_its_engine():
+    assert [str(path) for path in (ROOT / "plugins").glob("*/__init__.py")] == []

@@ -1,0 +1,121 @@
+"""Installed as a wheel, from an sdist and editable, on every supported Python found here, it works and shadows nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+RUN = ("run", "--engine", "echo", "--workload", "perf", "--num-iterations", "2", "--output-dir", "out", "--json")
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Path:
+    """The sources alone, so that building leaves nothing in the checkout."""
+    copy = tmp_path_factory.mktemp("tree") / "moe-harness"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def built(tree, tmp_path_factory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", str(out), str(tree))
+    return {"wheel": next(out.glob("*.whl")), "sdist": next(out.glob("*.tar.gz"))}
+
+
+def run(*command: str, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def python(version: str) -> str:
+    """An interpreter of that version. A launcher that is there but starts nothing does not count."""
+    found = sys.executable if sys.version.startswith(version + ".") else shutil.which(f"python{version}")
+    if found is None or subprocess.run([found, "-c", ""], capture_output=True).returncode:
+        found = next(iter(sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))), None)
+    if found is None:
+        pytest.skip(f"no Python {version} on this machine")
+    return str(found)
+
+
+def install(tmp_path: Path, interpreter: str, *what: str) -> Path:
+    run(interpreter, "-m", "venv", str(tmp_path / "venv"))
+    pip = [str(tmp_path / "venv/bin/python"), "-m", "pip", "install", "--quiet"]
+    run(*pip, *what)
+    return tmp_path / "venv/bin"
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_measures_on(version, built, tmp_path):
+    bin = install(tmp_path, python(version), str(built["wheel"]), str(ROOT / "tests/outside"))
+    (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
+    assert record["status"] == "ok" and record["output_len"] == 32, "tinymoe's defaults came from the wheel's data"
+
+
+@pytest.mark.parametrize("kind", ["sdist", "editable"])
+def test_it_measures_when_installed_as(kind, tree, built, tmp_path):
+    what = [str(built["sdist"])] if kind == "sdist" else ["-e", str(tree)]
+    bin = install(tmp_path, sys.executable, *what, str(ROOT / "tests/outside"))
+    (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
+    assert record["status"] == "ok"
+
+
+def test_a_folder_called_like_us_does_not_shadow_the_installed_harness(built, tmp_path):
+    bin = install(tmp_path, sys.executable, str(built["wheel"]), str(ROOT / "tests/outside"))
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/__init__.py").write_text("raise SystemExit('the wrong harness')")
+    (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
+    assert record["status"] == "ok"
+
+
+def test_the_core_depends_on_little_and_every_engine_is_an_extra(built):
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        names = wheel.namelist()
+        metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    requires = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    core = {line.partition(">")[0] for line in requires if "extra" not in line}
+    assert core == {"click", "pluggy", "rich", "nvidia-ml-py"}
+    extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra")}
+    assert extras >= {"hf", "vllm", "trtllm", "sglang", "ray", "report", "test"} and "all" not in extras
+    assert "harness/data/tinymoe/model.safetensors" in names and "harness_hf/session.py" in names
+    assert not [name for name in names if name.startswith(("plugins/", "tests/", "tools/"))]
+
+
+IMPORT_VLLM = "import sys, vllm; sys.exit(0 if getattr(vllm, '__version__', None) == '9.9.real' else 'shadowed: %s' % vllm)"
+
+
+@pytest.fixture
+def with_real_vllm(tree, built, tmp_path):
+    """An environment with a package `vllm`, and a checkout whose plugins/vllm has the layout every plugin has here."""
+    site = tmp_path / "real" / "vllm"
+    site.mkdir(parents=True)
+    (site / "__init__.py").write_text("__version__ = '9.9.real'")
+    bin = install(tmp_path, sys.executable, str(built["wheel"]))
+    packages = Path(run(str(bin / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    shutil.copytree(site, packages / "vllm")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(tree, checkout)
+    (checkout / "plugins/vllm/harness_vllm").mkdir(parents=True, exist_ok=True)
+    (checkout / "plugins/vllm/harness_vllm/__init__.py").touch()
+    return bin / "python", checkout
+
+
+@pytest.mark.parametrize("where", [".", "plugins", "plugins/vllm"])
+def test_the_real_vllm_is_never_shadowed(where, with_real_vllm):
+    interpreter, checkout = with_real_vllm
+    run(str(interpreter), "-c", IMPORT_VLLM, cwd=checkout / where)
+    run(str(interpreter), "-c", f"import sys; sys.path.insert(0, {str(checkout / where)!r}); {IMPORT_VLLM}", cwd="/")
+
+
+def test_the_flat_layout_would_shadow_it(with_real_vllm):
+    """The control: the check above can fail."""
+    interpreter, checkout = with_real_vllm
+    (checkout / "plugins/vllm/__init__.py").touch()
+    assert subprocess.run([interpreter, "-c", IMPORT_VLLM], cwd=checkout / "plugins", capture_output=True).returncode != 0
