@@ -17,9 +17,7 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
-
-os.environ["TQDM_DISABLE"] = "1"  # lm-eval draws one bar per batch
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
@@ -70,7 +68,9 @@ class LmEval:
 
     def nlls(self) -> tuple[float, int]:
         request = Instance("loglikelihood_rolling", {}, ("",), 0)
-        return -self._lm.loglikelihood_rolling([request], disable_tqdm=True)[0], len(self._ids)
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):  # a bar per batch
+            (loglikelihood,) = self._lm.loglikelihood_rolling([request], disable_tqdm=True)
+        return -loglikelihood, len(self._ids)
 
 
 def main() -> None:

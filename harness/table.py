@@ -28,6 +28,7 @@ def print_verdict(records: Sequence[Record], stream: TextIO) -> None:
 
 def _table(records: Sequence[Record], title: str) -> Any:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
@@ -36,7 +37,7 @@ def _table(records: Sequence[Record], title: str) -> Any:
     for name in shown:
         table.add_column(name, justify="left" if name in ("engine", "config", "precision", "compute mode", "MoE backend") else "right")
     for row in rows:
-        table.add_row(*(row[name] for name in shown))
+        table.add_row(*(escape(row[name]) for name in shown))
     return table
 
 

@@ -28,6 +28,7 @@ PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iteration
 
 
 def main(events_fd: int) -> int:
+    _die_with_parent()
     channel = Channel(events_fd)
     load = from_json(Load, json.loads(_take_stdin()))
     registry = plugins.discover()
@@ -102,6 +103,14 @@ class Channel:
         if done == of or now - self._last >= PROGRESS_EVERY_S:
             self._last = now
             self.send("progress", done=done, of=of)
+
+
+def _die_with_parent() -> None:
+    """The lifeline needs a thread of Python; where native code never lets one run, the Linux kernel does it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _take_stdin() -> str:

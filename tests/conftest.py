@@ -34,12 +34,13 @@ def site(tmp_path_factory) -> Path:
 class Harness:
     """`harness ARGUMENTS` as a person would run it: a process of its own, in an empty folder, plugins installed."""
 
-    def __init__(self, site: Path, folder: Path) -> None:
-        self.folder = folder  # where it runs
-        self.plugins = folder.parent / "plugins"  # fake distributions are put here
-        self.temporary = folder.parent / "temporary"
+    def __init__(self, site: Path, root: Path) -> None:
+        self.root = root
+        self.folder = root / "work"  # where it runs
+        self.plugins = root / "plugins"  # fake distributions are put here
+        self.temporary = root / "temporary"
         self._mark = f"HARNESS_TEST_MARK={uuid.uuid4().hex}"
-        for path in (folder, self.plugins, self.temporary):
+        for path in (self.folder, self.plugins, self.temporary):
             path.mkdir()
         name, value = self._mark.split("=")
         self.env = {key: text for key, text in os.environ.items() if key != "ECHO_SIN"}
@@ -61,8 +62,9 @@ class Harness:
             env={**self.env, "ECHO_SIN": sin},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=(self.folder.parent / "stderr").open("w"),
+            stderr=(self.root / "stderr").open("w"),
             text=True,
+            errors="backslashreplace",
             preexec_fn=prepare,
         )
 
@@ -76,14 +78,14 @@ class Harness:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, self.stderr())
 
     def stderr(self) -> str:
-        return (self.folder.parent / "stderr").read_text()
+        return (self.root / "stderr").read_text(errors="backslashreplace")
 
     def measure(self, *arguments: object, **options) -> subprocess.CompletedProcess:
         """A small run of the echo engine; an option given here again wins."""
         return self(*self.small(), *arguments, **options)
 
     def small(self) -> list[object]:
-        text = self.folder.parent / "text"
+        text = self.root / "text"
         text.write_text("Every token is as likely as the next. " * 20)
         lengths = ["--input-len", 8, "--output-len", 4, "--num-iterations", 2, "--warmup-iterations", 1, "--num-chunks", 2]
         return ["run", "--engine", "echo", "--output-dir", "out", "--dataset", f"file:{text}", *lengths]
@@ -105,7 +107,7 @@ class Harness:
 
 @pytest.fixture
 def harness(site, tmp_path):
-    command = Harness(site, tmp_path / "work")
+    command = Harness(site, tmp_path)
     yield command
     for process in command.processes():  # what a failed test left running
         os.kill(process, signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-RUN = ("run", "--engine", "echo", "--workload", "perf", "--num-iterations", "2", "--output-dir", "out", "--json")
+RUN = ("run", "--engine", "echo", "--precision", "bf16", "--workload", "perf", "--num-iterations", "2", "--output-dir", "out", "--json")
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,15 @@ def install(tmp_path: Path, interpreter: str, *what: str) -> Path:
     return tmp_path / "venv/bin"
 
 
+@pytest.fixture(scope="session")
+def installed(tree, built, tmp_path_factory) -> Path:
+    """The programs of an environment with our wheel and the outside plugin, on the Python of the tests."""
+    return install(tmp_path_factory.mktemp("installed"), sys.executable, str(built["wheel"]), str(tree / "tests/outside"))
+
+
 @pytest.mark.parametrize("version", PYTHONS)
-def test_the_wheel_measures_on(version, built, tmp_path):
-    bin = install(tmp_path, python(version), str(built["wheel"]), str(ROOT / "tests/outside"))
+def test_the_wheel_measures_on(version, tree, built, tmp_path):
+    bin = install(tmp_path, python(version), str(built["wheel"]), str(tree / "tests/outside"))
     (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
     assert record["status"] == "ok" and record["output_len"] == 32, "tinymoe's defaults came from the wheel's data"
 
@@ -62,16 +68,15 @@ def test_the_wheel_measures_on(version, built, tmp_path):
 @pytest.mark.parametrize("kind", ["sdist", "editable"])
 def test_it_measures_when_installed_as(kind, tree, built, tmp_path):
     what = [str(built["sdist"])] if kind == "sdist" else ["-e", str(tree)]
-    bin = install(tmp_path, sys.executable, *what, str(ROOT / "tests/outside"))
+    bin = install(tmp_path, sys.executable, *what, str(tree / "tests/outside"))
     (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
     assert record["status"] == "ok"
 
 
-def test_a_folder_called_like_us_does_not_shadow_the_installed_harness(built, tmp_path):
-    bin = install(tmp_path, sys.executable, str(built["wheel"]), str(ROOT / "tests/outside"))
+def test_a_folder_called_like_us_does_not_shadow_the_installed_harness(installed, tmp_path):
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").write_text("raise SystemExit('the wrong harness')")
-    (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
+    (record,) = json.loads(run(str(installed / "harness"), *RUN, cwd=tmp_path))
     assert record["status"] == "ok"
 
 
@@ -92,19 +97,16 @@ IMPORT_VLLM = "import sys, vllm; sys.exit(0 if getattr(vllm, '__version__', None
 
 
 @pytest.fixture
-def with_real_vllm(tree, built, tmp_path):
+def with_real_vllm(tree, installed, tmp_path):
     """An environment with a package `vllm`, and a checkout whose plugins/vllm has the layout every plugin has here."""
-    site = tmp_path / "real" / "vllm"
-    site.mkdir(parents=True)
-    (site / "__init__.py").write_text("__version__ = '9.9.real'")
-    bin = install(tmp_path, sys.executable, str(built["wheel"]))
-    packages = Path(run(str(bin / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    shutil.copytree(site, packages / "vllm")
+    packages = run(str(installed / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    Path(packages, "vllm").mkdir(exist_ok=True)
+    Path(packages, "vllm", "__init__.py").write_text("__version__ = '9.9.real'")
     checkout = tmp_path / "checkout"
     shutil.copytree(tree, checkout)
     (checkout / "plugins/vllm/harness_vllm").mkdir(parents=True, exist_ok=True)
     (checkout / "plugins/vllm/harness_vllm/__init__.py").touch()
-    return bin / "python", checkout
+    return installed / "python", checkout
 
 
 @pytest.mark.parametrize("where", [".", "plugins", "plugins/vllm"])

@@ -59,7 +59,7 @@ def test_a_name_like_no_other_is_refused_with_all_that_are_known(refused):
         (["--checkpoint", "fp8=a/b", "--fp8-model-path", "c/d"], "two checkpoints for fp8"),
         (["--python", "echo"], "--python echo: expected NAME=VALUE"),
         (["--python", "echo=no/such/python"], "no/such/python: no such program"),
-        (["--python", "echo="], "no such program"),
+        (["--python", "echo="], "--python echo="),
         (["--python", "echo=true"], "is no working Python"),
         (["--python", "echo=false"], "is no working Python"),
         (["--dataset", "file:no/such/text"], "no such file"),
