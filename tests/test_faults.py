@@ -16,7 +16,7 @@ CELLS = ["--precision", "fp8,bf16", "--workload", "ppl,perf,count"]
 LOST_ONE = [  # a sin committed by fp8 only, the workloads it costs, and what the records say
     ("sigkill:fp8:generate", ["perf", "count"], "crashed", "killed by SIGKILL"),
     ("segfault:fp8:generate", ["perf", "count"], "crashed", "killed by SIGSEGV"),
-    ("hang:fp8:score", ["ppl"], "timeout", "nothing heard for 2 s while measuring"),
+    ("hang:fp8:score", ["ppl"], "timeout", "nothing heard for 3 s while measuring"),
     ("raise:fp8:score", ["ppl"], "crashed", "RuntimeError: the parrot is no more"),
     ("memory_limit:fp8:score", ["ppl"], "out_of_memory", "MemoryError"),
     ("nan:fp8:score", ["ppl"], "bad_output", "not finite"),
@@ -24,7 +24,7 @@ LOST_ONE = [  # a sin committed by fp8 only, the workloads it costs, and what th
     ("exit:fp8:score", ["ppl"], "crashed", "exit status 0 before it was done"),
     ("sys_exit:fp8:score", ["ppl"], "crashed", "SystemExit"),
     ("segfault:fp8:load", ["ppl", "perf", "count"], "crashed", "killed by SIGSEGV"),
-    ("hang:fp8:load", ["ppl", "perf", "count"], "timeout", "nothing heard for 2 s while loading"),
+    ("hang:fp8:load", ["ppl", "perf", "count"], "timeout", "nothing heard for 3 s while loading"),
     ("raise:fp8:load", ["ppl", "perf", "count"], "load_failed", "RuntimeError: the parrot is no more"),
     ("memory_limit:fp8:load", ["ppl", "perf", "count"], "out_of_memory", "MemoryError"),
     ("no_facts:fp8:facts", ["ppl", "perf", "count"], "load_failed", "facts"),
@@ -49,7 +49,7 @@ def expected(failure_class: str, *workloads: str) -> dict[tuple[str, str], str]:
 @pytest.mark.parametrize(("sin", "lost", "failure_class", "words"), LOST_ONE, ids=[row[0] for row in LOST_ONE])
 def test_a_failing_engine_costs_only_the_cells_it_failed_in(harness, sin, lost, failure_class, words):
     started = time.monotonic()
-    done = harness.measure(*CELLS, "--timeout", 2, sin=sin)
+    done = harness.measure(*CELLS, "--timeout", 3 if failure_class == "timeout" else 30, sin=sin)
     assert time.monotonic() - started < 20
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert statuses(harness) == expected(failure_class, *lost)
@@ -145,7 +145,7 @@ def test_a_killed_parent_leaves_no_process(stopped, sin):
 
 
 def test_an_engine_stuck_in_native_code_times_out(harness):
-    harness.measure("--precision", "fp8", "--workload", "ppl,perf", "--timeout", 2, sin="stuck:generate")
+    harness.measure("--precision", "fp8", "--workload", "ppl,perf", "--timeout", 3, sin="stuck:generate")
     assert statuses(harness) == {("fp8", "ppl"): "ok", ("fp8", "perf"): "timeout"}
     assert harness.processes() == {}
 

@@ -59,7 +59,8 @@ def run(as_json: bool, **given: Any) -> None:
     for problem in plan.registry.problems:
         _warn(problem)
     progress = Progress(total=sum(cell.skip is None for cell in plan.cells))
-    signal.signal(signal.SIGTERM, _interrupt)  # a batch system's stop is as orderly as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system's stop is as orderly as Ctrl-C
+        signal.signal(number, _interrupt)
     try:
         result = execute(plan, options, progress.on_event, _warn)
     finally:
@@ -115,6 +116,8 @@ def _print_table(records: list[dict[str, Any]]) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):  # an impatient second one must not tear what the first is writing
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 
 
 def exhaust_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
-    hoard = []
+    """To the last page: whoever handles this MemoryError has no memory either, unless it frees this frame."""
+    resource.setrlimit(resource.RLIMIT_AS, (256 << 20, resource.RLIM_INFINITY))
+    hoard, size = [], 16 << 20
     while True:
-        hoard.append(bytearray(64 << 20))
+        try:
+            hoard.append(bytearray(size))
+        except MemoryError:
+            size //= 2
+            if size < 512:
+                raise
 
 
 def chatter() -> None:
