@@ -46,7 +46,9 @@ def print_loads(rounds: int, folder: Path, env: dict[str, str]) -> None:
     for loads in LOADS:
         walls, engines = zip(*((wall, engine) for count, wall, engine in runs if count == loads))
         added[loads] = statistics.median(wall - engine for wall, engine in zip(walls, engines))
-        print(f"{loads:>5}  {statistics.median(walls):>8.3f}  {statistics.median(engines):>19.3f}  {added[loads]:>15.3f}")
+        print(
+            f"{loads:>5}  {statistics.median(walls):>8.3f}  {statistics.median(engines):>19.3f}  {added[loads]:>15.3f}"
+        )
     slope, fixed = statistics.linear_regression(LOADS, [added[loads] for loads in LOADS])
     print(f"added per load: {slope:.3f} s, {slope / LOAD_TARGET_S:.2f} of the target of {LOAD_TARGET_S} s")
     print(f"fixed part of a run: {fixed:.3f} s\n")
@@ -55,10 +57,14 @@ def print_loads(rounds: int, folder: Path, env: dict[str, str]) -> None:
 def run(loads: int, output: Path, env: dict[str, str]) -> tuple[float, float]:
     """Wall seconds of a run of `loads` loads, and the seconds the engine reports for its loads and measurements."""
     precisions = ",".join(PRECISIONS[:loads])
-    wall = wall_seconds(["-m", "harness", "run", "--engine", "echo", "--precision", precisions, "--output-dir", output], env)
+    wall = wall_seconds(
+        ["-m", "harness", "run", "--engine", "echo", "--precision", precisions, "--output-dir", output], env
+    )
     records = [json.loads(path.read_text()) for path in (output / "records").glob("*.json")]
     loading = {record["precision"]: record["load_seconds"] for record in records}
-    measuring = (sum(record.get("raw", {}).get("latency_ns", [])) / 1e9 + record.get("scoring_seconds", 0) for record in records)
+    measuring = (
+        sum(record.get("raw", {}).get("latency_ns", [])) / 1e9 + record.get("scoring_seconds", 0) for record in records
+    )
     return wall, sum(loading.values()) + sum(measuring)
 
 
@@ -75,7 +81,11 @@ def print_starts(rounds: int, env: dict[str, str]) -> None:
     print("start                      median s   fastest s")
     for name, values in seconds.items():
         median = statistics.median(values)
-        about = f"   {median / START_TARGET_S:.2f} of the target of {START_TARGET_S} s" if name.startswith("harness") else ""
+        about = (
+            f"   {median / START_TARGET_S:.2f} of the target of {START_TARGET_S} s"
+            if name.startswith("harness")
+            else ""
+        )
         print(f"{name:<25}  {median:>8.3f}  {min(values):>10.3f}{about}")
 
 

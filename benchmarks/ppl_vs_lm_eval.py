@@ -20,10 +20,10 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
+from harness_hf.session import HfSession
 
 from harness import Cell, Load, Session, Setup, Support, models
 from harness.inputs import Request, make
-from harness_hf.session import HfSession
 
 try:
     from lm_eval.api.instance import Instance
@@ -110,7 +110,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=256, help="tokens of a window  [256]")
     parser.add_argument("--windows", type=int, default=64, help="windows of the text, at most  [64]")
     parser.add_argument("--rounds", type=int, default=7, help="[7]")
-    parser.add_argument("--lm-eval-batch-size", default="1,8,auto", help="comma list, each measured; lm-eval's own default is 1  [1,8,auto]")
+    parser.add_argument(
+        "--lm-eval-batch-size",
+        default="1,8,auto",
+        help="comma list, each measured; lm-eval's own default is 1  [1,8,auto]",
+    )
     return parser.parse_args()
 
 

@@ -6,20 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.engine import EngineSpec, Generation, Response, Session, Support
+    from harness.cells import Cell, Load, Setup
+    from harness.engine import EngineSpec, Generation, Response, Session
     from harness.errors import BadOutput, HarnessError, LoadFailed, OutOfMemory, Unsupported, UsageError
     from harness.hookspecs import hookimpl
-    from harness.plan import Cell, Load, Setup
+    from harness.precision import Support
     from harness.profiler import ProfilerSpec
     from harness.workload import Measurement, WorkloadSpec
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "engine": ("EngineSpec", "Generation", "Response", "Session", "Support"),
+    "cells": ("Cell", "Load", "Setup"),
+    "engine": ("EngineSpec", "Generation", "Response", "Session"),
     "errors": ("BadOutput", "HarnessError", "LoadFailed", "OutOfMemory", "Unsupported", "UsageError"),
     "hookspecs": ("hookimpl",),
-    "plan": ("Cell", "Load", "Setup"),
+    "precision": ("Support",),
     "profiler": ("ProfilerSpec",),
     "workload": ("Measurement", "WorkloadSpec"),
 }

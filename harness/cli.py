@@ -11,8 +11,14 @@ from harness import __version__
 from harness.errors import HarnessError
 
 COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
-    "doctor": ("harness.commands.doctor:doctor", "Show what this machine and its interpreters can run, and what is missing."),
-    "list": ("harness.commands.list:list_group", "Show engines, workloads, profilers, precisions, models, metrics or plugins."),
+    "doctor": (
+        "harness.commands.doctor:doctor",
+        "Show what this machine and its interpreters can run, and what is missing.",
+    ),
+    "list": (
+        "harness.commands.list:list_group",
+        "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
+    ),
     "run": ("harness.commands.run:run", "Measure a model on engines at precisions, and print one table."),
 }
 

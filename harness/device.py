@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Instruction sets that decide which low-precision kernels a CPU has, by /proc/cpuinfo's names.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "sve",
+)
 
 DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # the last is the GPU of Windows' Linux
 
@@ -66,7 +77,9 @@ def _visible(nvml) -> list:
     for part in chosen.split(","):
         try:
             part = part.strip()
-            handles.append(nvml.nvmlDeviceGetHandleByIndex(int(part)) if part.isdigit() else nvml.nvmlDeviceGetHandleByUUID(part))
+            handles.append(
+                nvml.nvmlDeviceGetHandleByIndex(int(part)) if part.isdigit() else nvml.nvmlDeviceGetHandleByUUID(part)
+            )
         except nvml.NVMLError:  # CUDA, too, stops at the first device it cannot find
             break
     return handles

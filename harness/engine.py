@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from harness.cells import Load
     from harness.device import Device
-    from harness.plan import Load
-
-
-@dataclass(frozen=True)
-class Support:
-    """What an engine does with a precision on a device: a compute mode and the reason for it, in words."""
-
-    mode: str  # one of harness.precision.COMPUTE_MODES
-    reason: str = ""
+    from harness.precision import Support
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from harness.cells import Load
     from harness.engine import EngineSpec
-    from harness.plan import Load
     from harness.profiler import ProfilerSpec
     from harness.workload import WorkloadSpec
 

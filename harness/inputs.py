@@ -100,7 +100,9 @@ def _windows(request: Request) -> Inputs:
     tokens, spans = _tokenise(request.model, text)
     count = min(request.count, len(tokens) // request.length)
     if count == 0:
-        raise UsageError(f"dataset {request.dataset!r} has {len(tokens)} tokens, fewer than one window of {request.length}")
+        raise UsageError(
+            f"dataset {request.dataset!r} has {len(tokens)} tokens, fewer than one window of {request.length}"
+        )
     starts = range(0, count * request.length, request.length)
     scored = [text[spans[start + 1][0] : spans[start + request.length - 1][1]] for start in starts]
     ids = tuple(tuple(tokens[start : start + request.length]) for start in starts)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import device, failures
+from harness.cells import Cell, Load
 from harness.failures import Failure
-from harness.plan import Cell, Load
 from harness.serde import to_json
 
 TICK_S = 0.2
@@ -107,7 +107,10 @@ class _Worker:
                 case "measured":
                     cell, self._under_way = self._under_way, None
                     self._measured.append(cell)
-                    yield cell, Outcome(None, "", event["facts"], event["results"], event["conditions"], self.load_seconds)
+                    yield (
+                        cell,
+                        Outcome(None, "", event["facts"], event["results"], event["conditions"], self.load_seconds),
+                    )
                 case "failed":
                     self.failure = Failure(event["failure_class"], event["message"])
                     return

@@ -11,7 +11,17 @@ from typing import Any
 
 from harness.records import OutputFolder, Record, write_json
 
-SUMMARY = ("key", "status", "engine", "engine_version", "workload", "precision", "compute_mode", "moe_backend", "written_at")
+SUMMARY = (
+    "key",
+    "status",
+    "engine",
+    "engine_version",
+    "workload",
+    "precision",
+    "compute_mode",
+    "moe_backend",
+    "written_at",
+)
 NUMBERS = ("mean_latency_ms", "output_tokens_per_sec", "perplexity")
 
 

@@ -80,7 +80,9 @@ def speed(generations: Sequence[Generation], batch_size: int, input_len: int, ou
         "mean_latency_ms": average,
         "std_latency_ms": deviation(latency),
         "output_tokens_per_sec": batch_size * output_len / average * 1e3,
-        "prefill_tokens_per_sec": batch_size * input_len / mean([max(batch) for batch in firsts]) * 1e3 if firsts else None,
+        "prefill_tokens_per_sec": batch_size * input_len / mean([max(batch) for batch in firsts]) * 1e3
+        if firsts
+        else None,
         "latency_ms": summarise(latency),
         "ttft_ms": summarise(ttft),
         "itl_ms": summarise(itl),

@@ -46,7 +46,9 @@ class Registry:
 
     @property
     def problems(self) -> list[str]:
-        return [f"plugin {plugin.name} ({plugin.source}): {plugin.problem}" for plugin in self.plugins if plugin.problem]
+        return [
+            f"plugin {plugin.name} ({plugin.source}): {plugin.problem}" for plugin in self.plugins if plugin.problem
+        ]
 
 
 @cache

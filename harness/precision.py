@@ -12,6 +12,14 @@ COMPUTE_MODES = (NATIVE, WEIGHT_ONLY, EMULATED, UNSUPPORTED)
 
 
 @dataclass(frozen=True)
+class Support:
+    """What an engine does with a precision on a device: a compute mode and the reason for it, in words."""
+
+    mode: str  # one of COMPUTE_MODES
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Precision:
     """One number format for the matrix products of a model, weights and activations alike."""
 
@@ -38,7 +46,9 @@ PRECISIONS = {
     for precision in (
         Precision("bf16", 16, "BF16", "BF16", "SM 80 and later"),
         Precision("fp8", 8, "E4M3, one scale per tensor", "E4M3, one scale per tensor", "SM 89 and later"),
-        Precision("fp8_block", 8 + 32 / 128**2, "E4M3, scale per 128 x 128", "E4M3, scale per 1 x 128", "SM 89 and later"),
+        Precision(
+            "fp8_block", 8 + 32 / 128**2, "E4M3, scale per 128 x 128", "E4M3, scale per 1 x 128", "SM 89 and later"
+        ),
         Precision(
             "nvfp4",
             4.5,

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from harness.plan import Load
+from harness.cells import Load
 
 PLAIN_EVERY_S = 5.0
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.cells import Cell
 from harness.device import Device
 from harness.errors import UsageError
 from harness.failures import Failure
 from harness.launcher import Outcome
 from harness.names import safe_name
-from harness.plan import Cell
 from harness.serde import to_json
 
 SCHEMA_VERSION = 1
@@ -74,7 +74,9 @@ def _status(cell: Cell, outcome: Outcome | None) -> tuple[str, str | None]:
     if outcome.failure:
         return "failed", None
     asked = {"precision": cell.setup.precision, "compute_mode": cell.support.mode}
-    wrong = [f"{name} is {outcome.facts[name]}, not {value}" for name, value in asked.items() if outcome.facts[name] != value]
+    wrong = [
+        f"{name} is {outcome.facts[name]}, not {value}" for name, value in asked.items() if outcome.facts[name] != value
+    ]
     return ("mismatch", "; ".join(wrong)) if wrong else ("ok", None)
 
 
@@ -107,7 +109,9 @@ class OutputFolder:
         except OSError as error:
             raise UsageError(f"output folder {str(root)!r} cannot be written: {error.strerror or error}") from error
         if space.f_bavail * space.f_frsize < FREE_BYTES:
-            raise UsageError(f"output folder {str(root)!r}: {space.f_bavail * space.f_frsize >> 20} MiB free, need {FREE_BYTES >> 20}")
+            raise UsageError(
+                f"output folder {str(root)!r}: {space.f_bavail * space.f_frsize >> 20} MiB free, need {FREE_BYTES >> 20}"
+            )
 
     def log(self, name: str) -> Path:
         return self.root / "logs" / f"{safe_name(name)}.log"
@@ -133,7 +137,12 @@ class OutputFolder:
 
     def _view(self, record: Record) -> Path:
         device = f"sm{record['sm_version']}" if record["sm_version"] else "cpu"
-        parts = [record["engine"], record["model"], record["config"], f"{record['workload']}_{record['precision']}_{device}"]
+        parts = [
+            record["engine"],
+            record["model"],
+            record["config"],
+            f"{record['workload']}_{record['precision']}_{device}",
+        ]
         path = self.root.joinpath(*map(safe_name, parts)).with_name(safe_name(parts[-1]) + ".json")
         if not path.resolve().is_relative_to(self.root.resolve()):  # a link planted inside could still lead out
             raise OSError(f"{path} leads out of the output folder")
@@ -154,4 +163,3 @@ def write_json(path: Path, value: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import device, inputs, interpreters, launcher, ledger, models, plugins, records
+from harness.cells import Cell, InputFile, Load, Setup
 from harness.engine import EngineSpec
 from harness.errors import HarnessError, UsageError
 from harness.launcher import OnEvent
 from harness.names import check_known, safe_name
-from harness.plan import Cell, InputFile, Load, Setup, make_cells, make_loads
+from harness.plan import make_cells, make_loads
 from harness.precision import PRECISIONS
 from harness.records import OutputFolder, Record
 
@@ -138,7 +139,9 @@ def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str
             _notify(plan.registry, warn, "harness_load_started", load=load)
             log = folder.log(name)
             log.unlink(missing_ok=True)
-            for cell, outcome in launcher.run_load(load, plan.pythons[load.setup.engine], log, options.timeout, on_event):
+            for cell, outcome in launcher.run_load(
+                load, plan.pythons[load.setup.engine], log, options.timeout, on_event
+            ):
                 finish(cell, records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device))
     except KeyboardInterrupt:
         result.was_interrupted = True
@@ -161,7 +164,9 @@ def _engine(registry: plugins.Registry, name: str) -> EngineSpec:
 def _version(engine: EngineSpec, python: str) -> str | None:
     found = interpreters.versions(python, engine.requires)
     if missing := interpreters.missing(engine, found):
-        raise UsageError(f"engine {engine.name!r} needs {', '.join(missing)} in {python}: pip install 'moe-harness[{engine.name}]'")
+        raise UsageError(
+            f"engine {engine.name!r} needs {', '.join(missing)} in {python}: pip install 'moe-harness[{engine.name}]'"
+        )
     return found[engine.requires[-1]] if engine.requires else None
 
 

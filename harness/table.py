@@ -35,7 +35,10 @@ def _table(records: Sequence[Record], title: str) -> Any:
     shown = [name for name in rows[0] if name not in ("engine", "config") or len({row[name] for row in rows}) > 1]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in shown:
-        table.add_column(name, justify="left" if name in ("engine", "config", "precision", "compute mode", "MoE backend") else "right")
+        table.add_column(
+            name,
+            justify="left" if name in ("engine", "config", "precision", "compute mode", "MoE backend") else "right",
+        )
     for row in rows:
         table.add_row(*(escape(row[name]) for name in shown))
     return table
@@ -61,7 +64,9 @@ def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) ->
         "config": either["config"],
         "precision": either["precision"] + mark,
         "compute mode": measured["compute_mode"],
-        "batch x in + out": f"{perf['batch_size']} x {perf['input_len']} + {perf['output_len']}" if _has_speed(perf) else NOTHING,
+        "batch x in + out": f"{perf['batch_size']} x {perf['input_len']} + {perf['output_len']}"
+        if _has_speed(perf)
+        else NOTHING,
         "latency ms": _number(perf, "mean_latency_ms", ".1f"),
         "TTFT ms": _mean(perf, "ttft_ms"),
         "ITL ms": _mean(perf, "itl_ms"),
@@ -73,7 +78,12 @@ def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) ->
 
 
 def _has_speed(record: Record | None) -> bool:
-    return record is not None and record["status"] in ("ok", "mismatch") and record["compute_mode"] != EMULATED and "latency_ms" in record
+    return (
+        record is not None
+        and record["status"] in ("ok", "mismatch")
+        and record["compute_mode"] != EMULATED
+        and "latency_ms" in record
+    )
 
 
 def _number(record: Record | None, name: str, form: str, speed: bool = True) -> str:

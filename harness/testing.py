@@ -20,14 +20,23 @@ from collections.abc import Iterator
 import pytest
 
 from harness import device, models
+from harness.cells import Cell, Load, Setup
 from harness.engine import EngineSpec, Session
-from harness.plan import Cell, Load, Setup
 from harness.plugins import discover
 from harness.precision import COMPUTE_MODES, NATIVE, PRECISIONS, UNSUPPORTED
 from harness.serde import to_json
 
 HEAVY = ("torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "datasets")
-FACTS = ("engine_version", "precision", "compute_mode", "moe_backend", "attention_backend", "kv_dtype", "prefix_cache", "clock")
+FACTS = (
+    "engine_version",
+    "precision",
+    "compute_mode",
+    "moe_backend",
+    "attention_backend",
+    "kv_dtype",
+    "prefix_cache",
+    "clock",
+)
 
 
 class EngineConformance:
@@ -69,13 +78,20 @@ class EngineConformance:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
     def test_it_answers_for_every_precision_and_gives_reasons(self, engine: EngineSpec) -> None:
-        machines = [device.detect(), *(device.Device("cuda", "a GPU", 1, None, sm) for sm in (75, 80, 89, 90, 100, 120))]
+        machines = [
+            device.detect(),
+            *(device.Device("cuda", "a GPU", 1, None, sm) for sm in (75, 80, 89, 90, 100, 120)),
+        ]
         for machine in machines:
             for name in PRECISIONS:
                 support = engine.support(name, machine, None)
                 assert support.mode in COMPUTE_MODES
-                assert support.reason or support.mode == NATIVE, f"{name} on {machine.label}: {support.mode} without a reason"
-        assert any(engine.support(name, machine, None).mode != UNSUPPORTED for name in PRECISIONS for machine in machines)
+                assert support.reason or support.mode == NATIVE, (
+                    f"{name} on {machine.label}: {support.mode} without a reason"
+                )
+        assert any(
+            engine.support(name, machine, None).mode != UNSUPPORTED for name in PRECISIONS for machine in machines
+        )
 
     def test_it_says_what_runs(self, session: Session, load: Load) -> None:
         facts = session.facts()

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import failures, inputs, plugins
+from harness.cells import Cell, Load
 from harness.engine import EngineSpec, Session
 from harness.errors import LoadFailed
-from harness.plan import Cell, Load
 from harness.serde import from_json, to_json
 
 PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
@@ -60,7 +60,9 @@ def _engine(registry: plugins.Registry, load: Load) -> EngineSpec:
         raise LoadFailed(f"{sys.executable} has no engine {load.setup.engine!r}: {found}") from None
 
 
-def _measure(channel: Channel, registry: plugins.Registry, load: Load, index: int, cell: Cell, session: Session) -> None:
+def _measure(
+    channel: Channel, registry: plugins.Registry, load: Load, index: int, cell: Cell, session: Session
+) -> None:
     file = load.inputs[index]
     if file.path is None:
         raise LoadFailed(f"no token ids for this model: {file.problem}")

@@ -36,4 +36,3 @@ class WorkloadSpec:
     parameters: Mapping[str, Any]
     measure: Callable[[Session, Inputs, Mapping[str, Any], Progress], Measurement]
     run_once: Callable[[Session, Inputs, Mapping[str, Any]], None] | None = None  # the extra pass of a profiler
-

@@ -52,7 +52,9 @@ class Harness:
         `before` is called in the child before it becomes `harness`."""
 
         def prepare() -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and that inherited, where tests run in the background
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # ignored, and that inherited, where tests run in the background
             if before:
                 before()
 
@@ -87,7 +89,18 @@ class Harness:
     def small(self) -> list[object]:
         text = self.root / "text"
         text.write_text("Every token is as likely as the next. " * 20)
-        lengths = ["--input-len", 8, "--output-len", 4, "--num-iterations", 2, "--warmup-iterations", 1, "--num-chunks", 2]
+        lengths = [
+            "--input-len",
+            8,
+            "--output-len",
+            4,
+            "--num-iterations",
+            2,
+            "--warmup-iterations",
+            1,
+            "--num-chunks",
+            2,
+        ]
         return ["run", "--engine", "echo", "--output-dir", "out", "--dataset", f"file:{text}", *lengths]
 
     def records(self, folder: str = "out") -> list[dict]:

@@ -13,7 +13,12 @@ from harness.failures import CLASSES
 from harness.precision import COMPUTE_MODES, PRECISIONS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+]
 HOOKS = {name: function for name, function in vars(hookspecs).items() if name.startswith("harness_")}
 
 

@@ -36,7 +36,9 @@ def statuses(harness) -> dict[tuple[str, str], str]:
     """`ok`, or the class of the failure, by precision and workload."""
     found = {}
     for record in harness.records():
-        found[record["precision"], record["workload"]] = record["failure"]["class"] if record["failure"] else record["status"]
+        found[record["precision"], record["workload"]] = (
+            record["failure"]["class"] if record["failure"] else record["status"]
+        )
     return found
 
 
@@ -54,18 +56,24 @@ def test_a_failing_engine_costs_only_the_cells_it_failed_in(harness, sin, lost, 
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert statuses(harness) == expected(failure_class, *lost)
     failures = [record for record in harness.records() if record["failure"]]
-    assert all(words in record["failure"]["message"] and "\n" not in record["failure"]["message"] for record in failures)
+    assert all(
+        words in record["failure"]["message"] and "\n" not in record["failure"]["message"] for record in failures
+    )
     assert failure_class in done.stdout and words in done.stdout
 
     (listed,) = json.loads((harness.folder / "out/failure_results.json").read_text()).values()
-    assert {(entry["key"], entry["failure"]["class"]) for entry in listed} == {(record["key"], failure_class) for record in failures}
+    assert {(entry["key"], entry["failure"]["class"]) for entry in listed} == {
+        (record["key"], failure_class) for record in failures
+    }
     (kept,) = json.loads((harness.folder / "out/success_results.json").read_text()).values()
     assert len(kept) == 6 - len(lost)
     assert harness.processes() == {}
     assert list(harness.temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("sin", ["chatty", "leave_child", "markup_facts", "raise:close", "segfault:close", "exit:close"])
+@pytest.mark.parametrize(
+    "sin", ["chatty", "leave_child", "markup_facts", "raise:close", "segfault:close", "exit:close"]
+)
 def test_an_odd_but_right_engine_costs_nothing(harness, sin):
     done = harness.measure(*CELLS, sin=sin)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
@@ -133,7 +141,11 @@ def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(harness, sto
 
 def test_a_stopped_run_does_not_overwrite_an_older_record(harness, stopped):
     assert harness.measure(*CELLS).returncode == 0
-    before = {record["key"]: record for record in harness.records() if record["precision"] == "fp8" and record["workload"] != "ppl"}
+    before = {
+        record["key"]: record
+        for record in harness.records()
+        if record["precision"] == "fp8" and record["workload"] != "ppl"
+    }
     assert stopped(signal.SIGINT, "hang:fp8:generate") == 130
     assert statuses(harness) == expected("ok")
     assert before.items() <= {record["key"]: record for record in harness.records()}.items()
@@ -151,7 +163,10 @@ def test_an_engine_stuck_in_native_code_times_out(harness):
 
 
 def test_two_runs_may_share_a_folder(harness):
-    runs = [harness.start(*harness.small(), "--precision", name, "--workload", "perf,ppl") for name in ("bf16", "fp8", "nvfp4")]
+    runs = [
+        harness.start(*harness.small(), "--precision", name, "--workload", "perf,ppl")
+        for name in ("bf16", "fp8", "nvfp4")
+    ]
     assert [run.communicate(timeout=60) and run.returncode for run in runs] == [0, 0, 0]
     (kept,) = json.loads((harness.folder / "out/success_results.json").read_text()).values()
     assert sorted(entry["precision"] for entry in kept) == ["bf16", "bf16", "fp8", "fp8", "nvfp4", "nvfp4"]
@@ -217,7 +232,12 @@ def test_a_file_that_does_not_fit_costs_its_cell_and_leaves_no_torn_file(harness
     limit = (32 << 10,) * 2
     sizes = ["--input-len", input_len, "--output-len", 512, "--num-iterations", 20]
     done = harness.measure(
-        "--precision", "bf16", "--workload", "count,perf", *sizes, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        "--precision",
+        "bf16",
+        "--workload",
+        "count,perf",
+        *sizes,
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "File too large" in done.stderr

@@ -23,13 +23,22 @@ BAD = {  # what a plugin's module holds, and the words of the warning
         "import harness\n@harness.hookimpl\ndef harness_register_engines(): 1 / 0",
         "ZeroDivisionError: division by zero",
     ),
-    "exits in a hook": ("import harness\n@harness.hookimpl\ndef harness_register_profilers(): raise SystemExit(7)", "SystemExit: 7"),
+    "exits in a hook": (
+        "import harness\n@harness.hookimpl\ndef harness_register_profilers(): raise SystemExit(7)",
+        "SystemExit: 7",
+    ),
     "has an unknown argument": (
         "import harness\n@harness.hookimpl\ndef harness_register_engines(colour): return []",
         "colour",
     ),
-    "returns a name": ("import harness\n@harness.hookimpl\ndef harness_register_engines(): return 'bad'", "must return a list of specs, got str"),
-    "returns a number": ("import harness\n@harness.hookimpl\ndef harness_register_workloads(): return 3", "must return a list of specs, got int"),
+    "returns a name": (
+        "import harness\n@harness.hookimpl\ndef harness_register_engines(): return 'bad'",
+        "must return a list of specs, got str",
+    ),
+    "returns a number": (
+        "import harness\n@harness.hookimpl\ndef harness_register_workloads(): return 3",
+        "must return a list of specs, got int",
+    ),
     "returns names": (
         "import harness\n@harness.hookimpl\ndef harness_register_engines(): return ['bad']",
         "expected EngineSpec, got str",
@@ -62,7 +71,12 @@ def names(harness, what: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("what", "name", "built_in"),
-    [("engines", "echo", "hf"), ("workloads", "count", "perf"), ("profilers", "tally", None), ("plugins", "echo", "hf")],
+    [
+        ("engines", "echo", "hf"),
+        ("workloads", "count", "perf"),
+        ("profilers", "tally", None),
+        ("plugins", "echo", "hf"),
+    ],
 )
 def test_an_installed_plugin_is_listed_beside_the_built_in_ones(harness, what, name, built_in):
     assert {name, built_in or name} <= set(names(harness, what))
@@ -99,7 +113,9 @@ def test_an_outside_engine_workload_and_profiler_give_full_records(harness):
 
 def test_a_profiler_sees_an_extra_pass_of_each_workload_and_not_the_timed_ones(harness):
     harness.measure("--precision", "bf16", "--workload", "perf,count", "--profile", "tally", "--num-iterations", 5)
-    profiles = {path.parent.name: json.loads(path.read_text()) for path in harness.folder.glob("out/traces/*/*/tally.json")}
+    profiles = {
+        path.parent.name: json.loads(path.read_text()) for path in harness.folder.glob("out/traces/*/*/tally.json")
+    }
     assert profiles.keys() == {"perf", "count"}
     assert [profile["generate"] for profile in profiles.values()] == [1, 1]
 
@@ -126,7 +142,10 @@ def test_a_plugin_cannot_take_the_name_of_another(harness, install):
     install("impostor", GOOD.format(name="thief"), point="hf")
     listed = harness("list", "engines", "--json")
     assert {row["engine"] for row in json.loads(listed.stdout)} == {"echo", "hf"}
-    assert "warning: plugin hf (impostor of impostor): left out: the plugin name 'hf' is taken by harness_hf" in listed.stderr
+    assert (
+        "warning: plugin hf (impostor of impostor): left out: the plugin name 'hf' is taken by harness_hf"
+        in listed.stderr
+    )
 
 
 @pytest.fixture
@@ -175,7 +194,9 @@ def test_a_tracker_that_fails_costs_a_warning_that_names_it_and_no_measurement(h
 
 @pytest.mark.parametrize("answer", ["1 / 0", "3"])
 def test_a_plugin_that_cannot_find_checkpoints_costs_a_warning(harness, install, answer):
-    install("leaky", f"import harness\n@harness.hookimpl\ndef harness_resolve_checkpoint(model, precision): return {answer}")
+    install(
+        "leaky", f"import harness\n@harness.hookimpl\ndef harness_resolve_checkpoint(model, precision): return {answer}"
+    )
     done = harness.measure("--precision", "bf16", "--workload", "perf")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert "leaky" in done.stderr
@@ -190,7 +211,9 @@ def test_an_engine_that_cannot_say_what_it_supports_hides_no_other(harness, inst
     assert "hf" in done.stdout and "vague" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("results", ["{'key': '../../escaped'}", "{'status': 'splendid'}", "{'workload': '../../../escaped'}"])
+@pytest.mark.parametrize(
+    "results", ["{'key': '../../escaped'}", "{'status': 'splendid'}", "{'workload': '../../../escaped'}"]
+)
 def test_a_workload_cannot_overwrite_what_the_harness_says_in_a_record(harness, install, results):
     install(
         "forger",

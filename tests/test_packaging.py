@@ -11,7 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-RUN = ("run", "--engine", "echo", "--precision", "bf16", "--workload", "perf", "--num-iterations", "2", "--output-dir", "out", "--json")
+RUN = (
+    "run",
+    "--engine",
+    "echo",
+    "--precision",
+    "bf16",
+    "--workload",
+    "perf",
+    "--num-iterations",
+    "2",
+    "--output-dir",
+    "out",
+    "--json",
+)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +68,9 @@ def install(tmp_path: Path, interpreter: str, *what: str) -> Path:
 @pytest.fixture(scope="session")
 def installed(tree, built, tmp_path_factory) -> Path:
     """The programs of an environment with our wheel and the outside plugin, on the Python of the tests."""
-    return install(tmp_path_factory.mktemp("installed"), sys.executable, str(built["wheel"]), str(tree / "tests/outside"))
+    return install(
+        tmp_path_factory.mktemp("installed"), sys.executable, str(built["wheel"]), str(tree / "tests/outside")
+    )
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -84,16 +99,22 @@ def test_the_core_depends_on_little_and_every_engine_is_an_extra(built):
     with zipfile.ZipFile(built["wheel"]) as wheel:
         names = wheel.namelist()
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    requires = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    requires = [
+        line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")
+    ]
     core = {line.partition(">")[0] for line in requires if "extra" not in line}
     assert core == {"click", "pluggy", "rich", "nvidia-ml-py"}
-    extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra")}
+    extras = {
+        line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra")
+    }
     assert extras >= {"hf", "vllm", "trtllm", "sglang", "ray", "report", "test"} and "all" not in extras
     assert "harness/data/tinymoe/model.safetensors" in names and "harness_hf/session.py" in names
     assert not [name for name in names if name.startswith(("plugins/", "tests/", "tools/"))]
 
 
-IMPORT_VLLM = "import sys, vllm; sys.exit(0 if getattr(vllm, '__version__', None) == '9.9.real' else 'shadowed: %s' % vllm)"
+IMPORT_VLLM = (
+    "import sys, vllm; sys.exit(0 if getattr(vllm, '__version__', None) == '9.9.real' else 'shadowed: %s' % vllm)"
+)
 
 
 @pytest.fixture
@@ -120,4 +141,6 @@ def test_the_flat_layout_would_shadow_it(with_real_vllm):
     """The control: the check above can fail."""
     interpreter, checkout = with_real_vllm
     (checkout / "plugins/vllm/__init__.py").touch()
-    assert subprocess.run([interpreter, "-c", IMPORT_VLLM], cwd=checkout / "plugins", capture_output=True).returncode != 0
+    assert (
+        subprocess.run([interpreter, "-c", IMPORT_VLLM], cwd=checkout / "plugins", capture_output=True).returncode != 0
+    )

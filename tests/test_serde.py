@@ -2,12 +2,17 @@
 
 import pytest
 
-from harness.engine import Support
-from harness.plan import Cell, InputFile, Load, Setup
+from harness.cells import Cell, InputFile, Load, Setup
+from harness.precision import Support
 from harness.serde import from_json, to_json
 
 SETUP = Setup(engine="hf", model="m", path="/m", precision="fp8", tp=2)
-LOAD = Load(SETUP, (Cell(SETUP, "perf", {"batch_size": 1, "dataset": "x"}, Support("native", "why")),), "native", (InputFile("/f"),))
+LOAD = Load(
+    SETUP,
+    (Cell(SETUP, "perf", {"batch_size": 1, "dataset": "x"}, Support("native", "why")),),
+    "native",
+    (InputFile("/f"),),
+)
 
 
 def test_a_load_survives_the_way_to_the_worker():

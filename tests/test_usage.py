@@ -187,7 +187,10 @@ def test_doctor_names_device_engines_and_compute_modes(harness):
 
 @pytest.mark.parametrize(
     ("arguments", "also"),
-    [(["--help"], {"harness.workloads", "harness.plugins", "pluggy"}), (["list", "precisions"], {"harness.corpus", "harness.run"})],
+    [
+        (["--help"], {"harness.workloads", "harness.plugins", "pluggy"}),
+        (["list", "precisions"], {"harness.corpus", "harness.run"}),
+    ],
 )
 def test_help_and_lists_import_nothing_heavy(harness, arguments, also):
     done = harness(*arguments, python=("-X", "importtime"))

@@ -81,7 +81,12 @@ def prepare(work: Path) -> None:
     ids = {split: torch.tensor(tokenizer.encode(text).ids) for split, text in texts.items()}
     save_file(ids, work / "tokens.safetensors")
     (work / "text.json").write_text(
-        json.dumps({"python": sys.version.split()[0], **{s: {"characters": len(t), "tokens": len(ids[s])} for s, t in texts.items()}})
+        json.dumps(
+            {
+                "python": sys.version.split()[0],
+                **{s: {"characters": len(t), "tokens": len(ids[s])} for s, t in texts.items()},
+            }
+        )
     )
     print((work / "text.json").read_text())
 
@@ -123,7 +128,10 @@ def train(work: Path, out: Path) -> None:
             log.append(line)
             print(line, flush=True)
             if validation < best:
-                best, kept = validation, {k: v.detach().to("cpu", torch.bfloat16) for k, v in model.state_dict().items()}
+                best, kept = (
+                    validation,
+                    {k: v.detach().to("cpu", torch.bfloat16) for k, v in model.state_dict().items()},
+                )
     model.load_state_dict({k: v.to(device, torch.float32) for k, v in kept.items()})
     model.to(torch.bfloat16)
     log += _held_out(model, tokens)
@@ -178,13 +186,17 @@ def _held_out(model: Qwen3MoeForCausalLM, tokens: dict[str, torch.Tensor]) -> li
             chosen = logits.float().topk(CONFIG["num_experts_per_tok"], dim=-1).indices.flatten()
             loads[layer] += torch.bincount(chosen.cpu(), minlength=CONFIG["num_experts"])
     shares = loads / loads.sum(-1, keepdim=True) * CONFIG["num_experts"]
-    return lines + [f"layer {i} expert load (1 = fair share): {' '.join(f'{s:.2f}' for s in row)}" for i, row in enumerate(shares)]
+    return lines + [
+        f"layer {i} expert load (1 = fair share): {' '.join(f'{s:.2f}' for s in row)}" for i, row in enumerate(shares)
+    ]
 
 
 def _save(model: Qwen3MoeForCausalLM, work: Path, out: Path) -> None:
     model.config._experts_implementation = None
     model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_file=str(work / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT).save_pretrained(out)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(work / "tokenizer.json"), eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    ).save_pretrained(out)
 
 
 if __name__ == "__main__":

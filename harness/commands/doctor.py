@@ -14,7 +14,9 @@ from harness import __version__
 
 
 @click.command()
-@click.option("--python", "pythons", multiple=True, metavar="ENGINE=PATH", help="Interpreter an engine runs in. Repeatable.")
+@click.option(
+    "--python", "pythons", multiple=True, metavar="ENGINE=PATH", help="Interpreter an engine runs in. Repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, and nothing else, on stdout.")
 def doctor(pythons: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine and its interpreters can run, and what is missing."""
@@ -59,7 +61,11 @@ def examine(pythons: dict[str, str]) -> dict[str, Any]:
 def _text(report: dict[str, Any]) -> str:
     device = report["device"]
     memory = f", {device['memory_bytes'] / 2**30:.0f} GiB" if device["memory_bytes"] else ""
-    what = f"SM {device['sm']}, driver {device['driver']}" if device["sm"] else " ".join(device["flags"]) or "no known vector flags"
+    what = (
+        f"SM {device['sm']}, driver {device['driver']}"
+        if device["sm"]
+        else " ".join(device["flags"]) or "no known vector flags"
+    )
     unit = "GPU" if device["kind"] == "cuda" else "cores"
     lines = [
         f"harness {report['harness']} at {report['installed_at']}",
@@ -67,7 +73,9 @@ def _text(report: dict[str, Any]) -> str:
         f"device {device['name']}: {device['count']} {unit}{memory}, {what}",
     ]
     for engine in report["engines"]:
-        found = ", ".join(f"{name} {version}" for name, version in engine["found"].items() if version) or "nothing it needs"
+        found = (
+            ", ".join(f"{name} {version}" for name, version in engine["found"].items() if version) or "nothing it needs"
+        )
         lines += ["", f"{engine['engine']}: {found} in {engine['python']}"]
         if engine["missing"]:
             lines.append(f"  missing {', '.join(engine['missing'])}: pip install 'moe-harness[{engine['engine']}]'")

@@ -50,7 +50,14 @@ def _engines() -> list[dict[str, Any]]:
         found = interpreters.versions(interpreters.python_for(engine.name, {}), engine.requires)
         missing = interpreters.missing(engine, found)
         state = f"missing: {', '.join(missing)}" if missing else ", ".join(f"{k} {v}" for k, v in found.items())
-        rows.append({"engine": engine.name, "here": state, "can": ", ".join(sorted(engine.capabilities)), "summary": engine.summary})
+        rows.append(
+            {
+                "engine": engine.name,
+                "here": state,
+                "can": ", ".join(sorted(engine.capabilities)),
+                "summary": engine.summary,
+            }
+        )
     return rows
 
 
@@ -58,7 +65,12 @@ def _workloads() -> list[dict[str, Any]]:
     from harness.plugins import discover
 
     return [
-        {"workload": w.name, "measures": w.measures, "summary": w.summary, "defaults": ", ".join(f"{k}={v}" for k, v in w.parameters.items())}
+        {
+            "workload": w.name,
+            "measures": w.measures,
+            "summary": w.summary,
+            "defaults": ", ".join(f"{k}={v}" for k, v in w.parameters.items()),
+        }
         for w in discover().workloads.values()
     ]
 
@@ -85,7 +97,8 @@ def _plugins() -> list[dict[str, Any]]:
     from harness.plugins import discover
 
     return [
-        {"plugin": p.name, "provides": ", ".join(p.provides), "source": p.source, "problem": p.problem} for p in discover().plugins
+        {"plugin": p.name, "provides": ", ".join(p.provides), "source": p.source, "problem": p.problem}
+        for p in discover().plugins
     ]
 
 
@@ -105,7 +118,10 @@ def precisions(engine: str | None, sm: int | None, as_json: bool) -> None:
     """What each engine does with each precision: native, weight_only, emulated or unsupported, and why."""
     rows = support_rows(engine, sm)
     if not as_json:
-        text = [{"precision": p.name, "bits/weight": f"{p.bits:g}", "weights": p.weights, "activations": p.activations} for p in PRECISIONS.values()]
+        text = [
+            {"precision": p.name, "bits/weight": f"{p.bits:g}", "weights": p.weights, "activations": p.activations}
+            for p in PRECISIONS.values()
+        ]
         click.echo(columns(text) + "\n")
     show(rows, as_json)
 
@@ -123,10 +139,22 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
     rows = []
     for spec in [engines[engine]] if engine else engines.values():
         try:
-            version = interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)[spec.requires[-1]] if spec.requires else None
+            version = (
+                interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)[spec.requires[-1]]
+                if spec.requires
+                else None
+            )
         except HarnessError:
             version = None
         for name in PRECISIONS:
             support = spec.support(name, where, version)
-            rows.append({"engine": spec.name, "precision": name, "sm": where.sm, "compute_mode": support.mode, "reason": support.reason})
+            rows.append(
+                {
+                    "engine": spec.name,
+                    "precision": name,
+                    "sm": where.sm,
+                    "compute_mode": support.mode,
+                    "reason": support.reason,
+                }
+            )
     return rows

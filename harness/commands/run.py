@@ -19,9 +19,31 @@ PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup
 
 @click.command()
 @click.option("--engine", "engines", type=Names(), default="hf", show_default=True, help="Engines, e.g. hf,vllm.")
-@click.option("--model", "--model-path", "models", type=Names(), default="tinymoe", show_default=True, help="Known name, folder or hub id.")
-@click.option("--precision", "--precisions", "precisions", type=Names(), default="bf16,fp8,nvfp4", show_default=True, help="bf16, fp8, fp8_block, nvfp4, mxfp4.")
-@click.option("--checkpoint", "checkpoints", multiple=True, metavar="PRECISION=PATH", help="Checkpoint of the model in that precision. Repeatable.")
+@click.option(
+    "--model",
+    "--model-path",
+    "models",
+    type=Names(),
+    default="tinymoe",
+    show_default=True,
+    help="Known name, folder or hub id.",
+)
+@click.option(
+    "--precision",
+    "--precisions",
+    "precisions",
+    type=Names(),
+    default="bf16,fp8,nvfp4",
+    show_default=True,
+    help="bf16, fp8, fp8_block, nvfp4, mxfp4.",
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="PRECISION=PATH",
+    help="Checkpoint of the model in that precision. Repeatable.",
+)
 @click.option("--fp8-model-path", metavar="PATH", help="Same as --checkpoint fp8=PATH.")
 @click.option("--nvfp4-model-path", metavar="PATH", help="Same as --checkpoint nvfp4=PATH.")
 @click.option("--workload", "workloads", type=Names(), default="perf,ppl", show_default=True, help="What to measure.")
@@ -32,17 +54,47 @@ PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup
 @click.option("--warmup-iterations", type=Numbers(0), help="Iterations before those.  [perf: 5; tinymoe: 2]")
 @click.option("--num-chunks", type=Numbers(1), help="Windows scored, at most.  [ppl: 100; tinymoe: 64]")
 @click.option("--dataset", type=Names(), help="stdlib, wikitext or file:PATH.  [ppl: stdlib]")
-@click.option("--weights", type=click.Choice(["real", "dummy"]), default="real", show_default=True, help="dummy: random, seeded, full size.")
-@click.option("--quantize", type=click.Choice(["experts", "linear"]), default="experts", show_default=True, help="Which products a quantised precision reaches.")
+@click.option(
+    "--weights",
+    type=click.Choice(["real", "dummy"]),
+    default="real",
+    show_default=True,
+    help="dummy: random, seeded, full size.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["experts", "linear"]),
+    default="experts",
+    show_default=True,
+    help="Which products a quantised precision reaches.",
+)
 @click.option("--tp", type=Numbers(1), default="1", show_default=True, help="Tensor parallel ranks.")
 @click.option("--ep", type=Numbers(1), default="1", show_default=True, help="Expert parallel ranks.")
-@click.option("--moe-backend", "moe_backends", type=Names(), default="auto", show_default=True, help="The engine's MoE kernels.")
+@click.option(
+    "--moe-backend", "moe_backends", type=Names(), default="auto", show_default=True, help="The engine's MoE kernels."
+)
 @click.option("--disable-fusion", is_flag=True, help="Ask the engine not to fuse kernels around the experts.")
 @click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own Python code.")
-@click.option("--profile", "profiler", metavar="PROFILER", help="Add one profiled pass per cell; see harness list profilers.")
-@click.option("--python", "pythons", multiple=True, metavar="ENGINE=PATH", help="Interpreter an engine runs in. Repeatable.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True, help="Seconds a worker may go without a sign of life.")
-@click.option("--output-dir", type=click.Path(path_type=Path), default="benchmark_results", show_default=True, help="Everything is written here.")
+@click.option(
+    "--profile", "profiler", metavar="PROFILER", help="Add one profiled pass per cell; see harness list profilers."
+)
+@click.option(
+    "--python", "pythons", multiple=True, metavar="ENGINE=PATH", help="Interpreter an engine runs in. Repeatable."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Seconds a worker may go without a sign of life.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default="benchmark_results",
+    show_default=True,
+    help="Everything is written here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as a JSON array, and nothing else, on stdout.")
 def run(as_json: bool, **given: Any) -> None:
     """Measure a model on engines at precisions, and print one table.

@@ -74,7 +74,11 @@ def test_each_bad_checkpoint_is_load_failed_in_the_engines_words_and_costs_no_ot
 def test_a_wrong_architecture_a_quantised_checkpoint_and_nan_weights_are_named(harness, checkpoint):
     bad = {
         "bf16": (checkpoint("nan", weights=with_a_nan), "bad_output", "not finite"),
-        "fp8": (checkpoint("wrong", config=lambda c: {**c, "model_type": "no_such_model"}), "load_failed", "no_such_model"),
+        "fp8": (
+            checkpoint("wrong", config=lambda c: {**c, "model_type": "no_such_model"}),
+            "load_failed",
+            "no_such_model",
+        ),
         "nvfp4": (
             checkpoint("done", config=lambda c: {**c, "quantization_config": {"quant_method": "fp8"}}),
             "load_failed",
@@ -116,7 +120,9 @@ def test_the_default_run_measures_three_precisions_and_prints_one_table(harness)
     assert rows["fp8"][2:7] == ["-"] * 5, "no speed for an emulated row"
     assert "emulated rows have no speed" in done.stdout and "skipped hf tinymoe fp8 perf" in done.stdout
     records = {(record["workload"], record["precision"]): record for record in harness.records()}
-    assert len({records["ppl", name]["conditions"]["token_ids_sha256"] for name in rows}) == 1, "the same tokens for all"
+    assert len({records["ppl", name]["conditions"]["token_ids_sha256"] for name in rows}) == 1, (
+        "the same tokens for all"
+    )
     perf = records["perf", "bf16"]
     assert all(len(times) == 4 for iteration in perf["raw"]["token_ns"] for times in iteration)
     views = harness.folder.glob("out/hf/tinymoe/TP1_EP1_auto/perf_bf16_*.json")

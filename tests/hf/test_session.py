@@ -6,8 +6,8 @@ from harness_hf import session as module
 from harness_hf.session import HfSession
 
 from harness import LoadFailed, Unsupported, models
-from harness.engine import Support
-from harness.plan import Cell, Load, Setup
+from harness.cells import Cell, Load, Setup
+from harness.precision import Support
 
 FOLDER = str(models.DATA / "tinymoe")
 PROMPTS = [[(row * 31 + step * 7) % 2000 + 1 for step in range(48)] for row in range(4)]
@@ -43,7 +43,9 @@ def test_tokens_are_those_of_transformers_greedy_generate(bf16):
 def test_never_more_than_one_chunk_of_logits_exists(bf16, monkeypatch):
     monkeypatch.setattr(module, "LOGIT_ROWS", 40)
     seen = []
-    hook = bf16._model.get_output_embeddings().register_forward_hook(lambda layer, inputs, logits: seen.append(len(logits)))
+    hook = bf16._model.get_output_embeddings().register_forward_hook(
+        lambda layer, inputs, logits: seen.append(len(logits))
+    )
     expected = list(bf16.score(PROMPTS))
     hook.remove()
     assert max(seen) == 40 and sum(seen) == 4 * 47
@@ -64,7 +66,9 @@ def test_an_emulated_session_says_how_many_matrices_it_converted(precision):
     assert linear.facts()["precision"] == precision and linear.facts()["compute_mode"] == "emulated"
     untouched, converted = open_session()._model.state_dict(), linear._model.state_dict()
     changed = {name for name in untouched if not torch.equal(untouched[name], converted[name])}
-    assert changed == {name for name in untouched if "_proj" in name}, "router, norms, embedding and head stay as they are"
+    assert changed == {name for name in untouched if "_proj" in name}, (
+        "router, norms, embedding and head stay as they are"
+    )
 
 
 def test_dummy_weights_repeat_with_their_seed_and_differ_with_another():

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from harness import inputs, models
+from harness.cells import Cell, Load, Setup
 from harness.corpus import stdlib_text
 from harness.metrics import perplexities
-from harness.plan import Cell, Load, Setup
-from harness.engine import Support
+from harness.precision import Support
 
 FOLDER = models.DATA / "tinymoe"
 WINDOW, WINDOWS = 512, 64
@@ -54,7 +54,9 @@ def test_it_is_a_small_qwen3_moe_in_bf16_with_dimensions_every_format_divides(co
 
 def test_it_predicts_text_it_never_saw_six_times_better_than_a_unigram_model(windows, config):
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    counts = torch.bincount(torch.tensor(tokenizer.encode(stdlib_text("train")).ids), minlength=config["vocab_size"]) + 1
+    counts = (
+        torch.bincount(torch.tensor(tokenizer.encode(stdlib_text("train")).ids), minlength=config["vocab_size"]) + 1
+    )
     logprobs = (counts / counts.sum()).log()
     scored = torch.tensor(windows.ids)[:, 1:].flatten()
     unigram = math.exp(-logprobs[scored].mean())
@@ -68,7 +70,9 @@ def test_no_expert_of_any_layer_is_idle_or_overrun_on_text_it_never_saw(windows,
     assert len(routes) == config["num_hidden_layers"]
     for logits in routes:
         chosen = logits.topk(config["num_experts_per_tok"]).indices.flatten()
-        share = torch.bincount(chosen, minlength=config["num_local_experts"]) / len(chosen) * config["num_local_experts"]
+        share = (
+            torch.bincount(chosen, minlength=config["num_local_experts"]) / len(chosen) * config["num_local_experts"]
+        )
         assert 0.25 <= share.min() and share.max() <= 4
 
 

@@ -31,9 +31,13 @@ def harness_register_engines() -> list[EngineSpec]:
 
 def support(precision: str, device: Device, version: str | None) -> Support:
     if precision != "bf16":
-        return Support(EMULATED, f"every {precision} value is exact, products are computed in BF16; no native kernels yet")
+        return Support(
+            EMULATED, f"every {precision} value is exact, products are computed in BF16; no native kernels yet"
+        )
     if device.kind == "cuda" and not PRECISIONS["bf16"].on_tensor_cores(device.sm):
-        return Support(EMULATED, f"SM {device.sm} has no BF16 tensor cores, they need {PRECISIONS['bf16'].tensor_cores}")
+        return Support(
+            EMULATED, f"SM {device.sm} has no BF16 tensor cores, they need {PRECISIONS['bf16'].tensor_cores}"
+        )
     if device.kind == "cpu" and not BF16_INSTRUCTIONS.intersection(device.flags):
         return Support(NATIVE, "PyTorch's BF16 kernels; this CPU has no BF16 instructions, so they multiply in FP32")
     return Support(NATIVE)

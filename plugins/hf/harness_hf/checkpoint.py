@@ -21,7 +21,9 @@ def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
     """The model in BF16 on `device`, ready for inference. Raises LoadFailed, or what transformers raises."""
     config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
     if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "?")
+        method = (
+            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "?")
+        )
         raise LoadFailed(
             f"{setup.source} is quantised already ({method}); the hf engine takes BF16 checkpoints and quantises them itself"
         )
@@ -53,7 +55,9 @@ def _stored(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):  # transformers fills holes with random numbers
         if found := info.get(problem):
             words = ", ".join(map(str, sorted(found, key=str)[:3]))
-            raise LoadFailed(f"{setup.source} is no whole checkpoint: {len(found)} {problem.replace('_', ' ')}, such as {words}")
+            raise LoadFailed(
+                f"{setup.source} is no whole checkpoint: {len(found)} {problem.replace('_', ' ')}, such as {words}"
+            )
     return model.to(device)
 
 

@@ -31,7 +31,9 @@ class CpuDecoder:
         started = time.perf_counter_ns()
         step = ids_AT
         for _ in range(output_len):
-            logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+                :, -1
+            ]
             value_A, token_A = logits_AV.max(-1)
             step = token_A[:, None]
             tokens.append(step)
@@ -54,7 +56,9 @@ class CudaDecoder:
         self._step = torch.compile(self._forward, mode="reduce-overhead")
 
     def _forward(self, step_AT: torch.Tensor, cache: StaticCache) -> tuple[torch.Tensor, torch.Tensor]:
-        logits_AV = self._model(input_ids=step_AT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits_AV = self._model(input_ids=step_AT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+            :, -1
+        ]
         return logits_AV.max(-1)
 
     @torch.inference_mode()

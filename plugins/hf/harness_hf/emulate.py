@@ -29,10 +29,14 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
         for name, linear in _linears(model):
             _check(f"{name}.weight", linear.weight, precision)
             linear.weight.data.copy_(weight_through(precision, linear.weight.data))
-            linear.register_forward_pre_hook(lambda module, inputs: (activation_through(precision, inputs[0]), *inputs[1:]))
+            linear.register_forward_pre_hook(
+                lambda module, inputs: (activation_through(precision, inputs[0]), *inputs[1:])
+            )
             converted["linear"] += 1
     if not converted["experts"] and scope == "experts":
-        raise LoadFailed(f"{type(model).__name__} has no expert weights to convert to {precision}; --quantize linear takes every layer")
+        raise LoadFailed(
+            f"{type(model).__name__} has no expert weights to convert to {precision}; --quantize linear takes every layer"
+        )
     if not sum(converted.values()):
         raise LoadFailed(f"{type(model).__name__} has no layer to convert to {precision}")
     return converted

@@ -35,7 +35,9 @@ class HfSession:
             raise LoadFailed(f"a cell needs sequences of {load.max_sequence} tokens, {setup.model} holds {room}")
         self._converted = emulate(self._model, setup.precision, setup.quantize) if setup.precision != "bf16" else {}
         self._fingerprint = fingerprint(setup)
-        self._decoder = CudaDecoder(self._model, load.max_sequence) if self._device.type == "cuda" else CpuDecoder(self._model)
+        self._decoder = (
+            CudaDecoder(self._model, load.max_sequence) if self._device.type == "cuda" else CpuDecoder(self._model)
+        )
 
     def facts(self) -> dict[str, Any]:
         model = self._model

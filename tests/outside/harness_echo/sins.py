@@ -39,7 +39,10 @@ def exhaust_memory() -> None:
 def chatter() -> None:
     """What would break a harness that reads its workers' stdout."""
     for stream in (sys.stdout, sys.stderr):
-        print('{"event": "done"}\n{"event": "failed", "failure_class": "timeout", "message": "CUDA out of memory"}', file=stream)
+        print(
+            '{"event": "done"}\n{"event": "failed", "failure_class": "timeout", "message": "CUDA out of memory"}',
+            file=stream,
+        )
     os.write(1, b"\x00\xff\xfe[/bold]" + b"x" * 100_000)  # no newline, and no UTF-8
     os.write(2, b'{"event": "measured", "cell": 0, "results": {}')
 

@@ -1,0 +1,99 @@
+"""What is asked: a setup says how a model is loaded, a cell is one measurement, a load is what one worker gets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.device import Device
+from harness.precision import Support
+from harness.serde import to_json
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is loaded: everything that would need another worker if it changed."""
+
+    engine: str
+    model: str  # the name in records and tables
+    path: str  # a folder or a hub id: what the engine opens
+    precision: str
+    weights: str = "real"  # or "dummy": random, from `seed`
+    checkpoint: str | None = None  # given for this precision; else `path`
+    quantize: str = "experts"  # or "linear": which products a quantised precision reaches
+    tp: int = 1
+    ep: int = 1
+    moe_backend: str = "auto"
+    disable_fusion: bool = False
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    @property
+    def source(self) -> str:
+        return self.checkpoint or self.path
+
+    @property
+    def config(self) -> str:
+        """The seeds' name of a parallel configuration, e.g. `TP1_EP1_auto`."""
+        return f"TP{self.tp}_EP{self.ep}_{self.moe_backend}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a setup, a workload and that workload's parameters."""
+
+    setup: Setup
+    workload: str
+    parameters: dict[str, Any]
+    support: Support
+    skip: str | None = None  # the reason why it is not attempted
+
+    def key(self, engine_version: str | None, device: Device) -> str:
+        """Name of its record: the same question on the same engine version and device overwrites its old answer."""
+        what = [
+            to_json(self.setup),
+            self.workload,
+            self.parameters,
+            engine_version,
+            device.kind,
+            device.name,
+            device.count,
+        ]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """Where a cell's token ids are, or why there are none."""
+
+    path: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Cells that share a loaded model: what one worker gets."""
+
+    setup: Setup
+    cells: tuple[Cell, ...]
+    compute_mode: str  # what the engine said it would do with this precision here
+    inputs: tuple[InputFile, ...] = ()  # one per cell
+    profiler: str | None = None
+    profile_folder: str | None = None
+
+    def only(self, cells: Sequence[Cell]) -> Load:
+        """The same load with some of its cells."""
+        files = {id(cell): file for cell, file in zip(self.cells, self.inputs)}
+        return replace(self, cells=tuple(cells), inputs=tuple(files[id(cell)] for cell in cells))
+
+    @property
+    def max_sequence(self) -> int:
+        """Longest sequence of any cell, in tokens."""
+        return max(sum(cell.parameters.get(name, 0) for name in ("input_len", "output_len")) for cell in self.cells)
+
+    @property
+    def max_batch(self) -> int:
+        return max(cell.parameters.get("batch_size", 1) for cell in self.cells)
