@@ -54,4 +54,5 @@ def cli() -> None:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal cannot show must not cost the table
     sys.exit(cli())

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.precision import COMPUTE_MODES, UNSUPPORTED, Support
+
 if TYPE_CHECKING:
     from harness.cells import Load
     from harness.device import Device
-    from harness.precision import Support
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class EngineSpec:
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
+
+
+def support_of(engine: EngineSpec, precision: str, device: Device, version: str | None) -> Support:
+    """What the engine says; `unsupported` when it raises or gives no answer, for it must not hide the others."""
+    try:
+        answer = engine.support(precision, device, version)
+    except Exception as error:
+        return Support(UNSUPPORTED, f"{engine.name} could not say: {type(error).__name__}: {error}")
+    if not isinstance(answer, Support) or answer.mode not in COMPUTE_MODES:
+        return Support(UNSUPPORTED, f"{engine.name} gave no answer but {answer!r}")
+    return answer
 
 
 class Session(Protocol):

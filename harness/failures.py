@@ -63,12 +63,12 @@ def oom_kill_count() -> int:
     return 0
 
 
-def tail(path: Path) -> str:
+def tail(path: Path, start: int = 0) -> str:
     """Last lines of a log, without reading all of a long one."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - 16384))
+            file.seek(max(start, file.tell() - 16384))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -73,8 +73,12 @@ def prepare(request: Request, folder: Path, python: str) -> Path:
         raise HarnessError(words[-1])
     path = folder / f"{json.loads(job.stdout)['sha256'][:16]}.json"
     temporary = path.with_suffix(f".{os.getpid()}.part")
-    temporary.write_text(job.stdout)
-    temporary.replace(path)
+    try:
+        temporary.write_text(job.stdout)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -43,11 +43,14 @@ def versions(python: str, distributions: Iterable[str]) -> dict[str, str | None]
     import json
     import subprocess
 
-    answer = subprocess.run([python, "-c", _ASK, *names], capture_output=True, text=True)
-    if answer.returncode:
-        words = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
-        raise UsageError(f"{python} is no working Python: {words[-1]}")
-    return json.loads(answer.stdout)
+    try:
+        answer = subprocess.run([python, "-c", _ASK, *names], capture_output=True, text=True)
+        if answer.returncode:
+            words = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
+            raise UsageError(f"{python} is no working Python: {words[-1]}")
+        return json.loads(answer.stdout)
+    except (OSError, ValueError) as error:  # it cannot be executed, or what it printed is no answer
+        raise UsageError(f"{python} is no working Python: {error}") from error
 
 
 def missing(engine: EngineSpec, found: Mapping[str, str | None]) -> list[str]:

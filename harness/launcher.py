@@ -59,7 +59,7 @@ def run_load(load: Load, python: str, log: Path, timeout: float, on_event: OnEve
             return
         for cell in worker.lost():
             left.remove(cell)
-            yield cell, Outcome(worker.failure, failures.tail(log), worker.facts, load_seconds=worker.load_seconds)
+            yield cell, Outcome(worker.failure, worker.log_tail(), worker.facts, load_seconds=worker.load_seconds)
 
 
 class _Worker:
@@ -78,6 +78,7 @@ class _Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
         self._events, write_end = os.pipe()
         with log.open("ab") as output:
+            self._log_start = output.tell()  # an earlier worker of this load wrote what is before
             self._process = subprocess.Popen(
                 [python, "-m", "harness.worker", str(write_end)],
                 stdin=subprocess.PIPE,
@@ -139,12 +140,15 @@ class _Worker:
             elif chunk == b"" or self._process.poll() is not None and not ready:
                 status = self._exit_status()
                 kills = failures.oom_kill_count() - self._oom_kills
-                self.failure = failures.of_exit(status, failures.tail(self.log), kills)
+                self.failure = failures.of_exit(status, self.log_tail(), kills)
                 return
             elif time.monotonic() > deadline:
                 what = "measuring" if self._loaded else "loading"
                 self.failure = Failure("timeout", f"nothing heard for {self.timeout:g} s while {what}")
                 return
+
+    def log_tail(self) -> str:
+        return failures.tail(self.log, self._log_start)
 
     def _exit_status(self) -> int:
         """Of a worker that closed its channel; one that lives on without it is killed."""

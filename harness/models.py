@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,7 @@ def resolve(text: str) -> Model:
     if text in known():
         return known()[text]
     folder = Path(text).expanduser()
-    if folder.is_absolute() or text.startswith((".", "~")) or folder.exists():
+    if folder.is_absolute() or text.startswith((".", "~")) or os.path.exists(folder):
         return Model(folder.resolve().name or "model", str(folder.resolve()))
     if text.count("/") == 1 and all(text.split("/")):
         return Model(text, text)

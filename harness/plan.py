@@ -12,7 +12,7 @@ from typing import Any
 from harness import precision as modes
 from harness.cells import Cell, Load, Setup
 from harness.device import Device
-from harness.engine import EngineSpec
+from harness.engine import EngineSpec, support_of
 from harness.precision import Support
 from harness.workload import WorkloadSpec
 
@@ -31,7 +31,7 @@ def make_cells(
     cells = []
     for setup, workload in itertools.product(setups, workloads):
         engine = engines[setup.engine]
-        support = engine.support(setup.precision, device, versions[setup.engine])
+        support = support_of(engine, setup.precision, device, versions[setup.engine])
         values = {**workload.parameters, **model_defaults.get(workload.name, {})}
         axes = [given.get(name, [value]) for name, value in values.items()]
         for combination in itertools.product(*axes):

@@ -7,7 +7,7 @@ exception during import end the program.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -60,7 +60,9 @@ def discover() -> Registry:
     for name in BUILTIN:
         _add(registry, manager, name.rpartition(".")[2], "built in", lambda name=name: importlib.import_module(name))
     seen: dict[str, str] = {}
-    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: point.name):
+    for point in sorted(
+        metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: (not _is_ours(point), point.name)
+    ):
         distribution = point.dist.metadata["Name"] if point.dist else "unknown distribution"
         source = f"{point.value} of {distribution}"
         if point.name in seen:
@@ -70,6 +72,24 @@ def discover() -> Registry:
         seen[point.name] = source
         _add(registry, manager, point.name, source, point.load)
     return registry
+
+
+def _is_ours(point: metadata.EntryPoint) -> bool:
+    """Ours come first: nobody takes the name of an engine that the harness brings."""
+    return point.dist is not None and point.dist.metadata["Name"] == "moe-harness"
+
+
+def ask(registry: Registry, warn: Callable[[str], None], hook: str, **content: Any) -> Iterator[Any]:
+    """Each plugin's own answer to a hook. One that raises costs a warning that names it; the others are asked all the same."""
+    for implementation in reversed(getattr(registry.hook, hook).get_hookimpls()):
+        try:
+            yield (
+                implementation.plugin_name,
+                implementation.function(**{name: content[name] for name in implementation.argnames}),
+            )
+        except (Exception, SystemExit) as error:
+            name, _, source = implementation.plugin_name.partition("|")
+            warn(f"plugin {name} ({source}) failed in {hook}: {type(error).__name__}: {error}")
 
 
 def _add(registry: Registry, manager: pluggy.PluginManager, name: str, source: str, load: Callable[[], Any]) -> None:
@@ -108,6 +128,8 @@ def _check(specs: list[Any], kind: str, taken: Mapping[str, Any]) -> None:
     for spec in specs:
         if not isinstance(spec, KINDS[kind]):
             raise TypeError(f"harness_register_{kind}: expected {KINDS[kind].__name__}, got {type(spec).__name__}")
+        if not isinstance(spec.name, str) or not spec.name:
+            raise TypeError(f"harness_register_{kind}: a name must be a word, got {spec.name!r}")
         if spec.name in names:
             raise ValueError(f"the {kind[:-1]} name {spec.name!r} is already taken")
         names.add(spec.name)

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,6 @@ def make(cell: Cell, outcome: Outcome | None, version: str | None, device: Devic
         "gpu_name": device.name if device.kind == "cuda" else None,
         "moe_backend": facts.get("moe_backend"),
         "fusion_disabled": setup.disable_fusion,
-        **cell.parameters,
-        **(outcome.results if outcome else {}),
         "requested": {**to_json(setup), **cell.parameters, "compute_mode": cell.support.mode},
         "effective": facts,
         "conditions": outcome.conditions if outcome else {},
@@ -61,7 +60,11 @@ def make(cell: Cell, outcome: Outcome | None, version: str | None, device: Devic
         "load_seconds": outcome.load_seconds if outcome else None,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return record
+    results = outcome.results if outcome else {}
+    if taken := sorted(record.keys() & results.keys()):
+        failure = Failure("internal", f"workload {cell.workload} may not set {', '.join(taken)}")
+        return make(cell, replace(outcome, failure=failure, results={}), version, device)
+    return {**record, **cell.parameters, **results, **record}  # no parameter's name can hide a name of ours
 
 
 def interrupted(cell: Cell, version: str | None, device: Device) -> Record:
@@ -102,6 +105,8 @@ class OutputFolder:
         try:
             for name in ("records", "inputs", "logs", "traces"):
                 (root / name).mkdir(parents=True, exist_ok=True)
+                if not (root / name).resolve().is_relative_to(root.resolve()):
+                    raise UsageError(f"output folder {str(root)!r}: {name} leads out of it")
             probe = root / f".probe-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
@@ -132,7 +137,11 @@ class OutputFolder:
                 record = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if isinstance(record, dict) and record.get("schema_version") == SCHEMA_VERSION:
+            if (
+                isinstance(record, dict)
+                and record.get("schema_version") == SCHEMA_VERSION
+                and {"key", "status", "model", "config"} <= record.keys()
+            ):
                 yield record
 
     def _view(self, record: Record) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ class Result:
         return 1 if self.problems or any(record["status"] == "failed" for record in self.records) else 0
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
     """Checks every name and finds every interpreter. Raises UsageError before any worker exists."""
     registry = plugins.discover()
     engines = [_engine(registry, name) for name in options.engines]
@@ -93,7 +94,7 @@ def make_plan(options: Options) -> Plan:
                 path=model.path,
                 precision=precision,
                 weights=options.weights,
-                checkpoint=_checkpoint(registry, options, model, precision),
+                checkpoint=_checkpoint(registry, warn, options, model, precision),
                 quantize=options.quantize,
                 tp=tp,
                 ep=ep,
@@ -124,6 +125,11 @@ def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str
             result.problems.append(f"record of {cell.workload} {cell.setup.precision} not written: {error}")
         _notify(plan.registry, warn, "harness_cell_finished", record=record)
 
+    def heard(load: Load, event: dict[str, Any]) -> None:
+        if event["event"] == "profile_failed":
+            result.problems.append(f"no profile of {event['message']}")
+        on_event(load, event)
+
     under_way: Load | None = None
     try:
         for cell in plan.cells:
@@ -139,9 +145,7 @@ def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str
             _notify(plan.registry, warn, "harness_load_started", load=load)
             log = folder.log(name)
             log.unlink(missing_ok=True)
-            for cell, outcome in launcher.run_load(
-                load, plan.pythons[load.setup.engine], log, options.timeout, on_event
-            ):
+            for cell, outcome in launcher.run_load(load, plan.pythons[load.setup.engine], log, options.timeout, heard):
                 finish(cell, records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device))
     except KeyboardInterrupt:
         result.was_interrupted = True
@@ -170,11 +174,22 @@ def _version(engine: EngineSpec, python: str) -> str | None:
     return found[engine.requires[-1]] if engine.requires else None
 
 
-def _checkpoint(registry: plugins.Registry, options: Options, model: models.Model, precision: str) -> str | None:
+def _checkpoint(
+    registry: plugins.Registry, warn: Callable[[str], None], options: Options, model: models.Model, precision: str
+) -> str | None:
     given = options.checkpoints.get(precision)
     if given is None:
-        return registry.hook.harness_resolve_checkpoint(model=model.path, precision=precision)
-    is_folder = given.startswith((".", "~", "/")) or Path(given).exists()
+        for plugin, answer in plugins.ask(
+            registry, warn, "harness_resolve_checkpoint", model=model.path, precision=precision
+        ):
+            if isinstance(answer, str):
+                return answer
+            if answer is not None:
+                warn(
+                    f"plugin {plugin}: harness_resolve_checkpoint must return a folder, a hub id or None, got {answer!r}"
+                )
+        return None
+    is_folder = given.startswith((".", "~", "/")) or os.path.exists(given)
     return str(Path(given).expanduser().resolve()) if is_folder else given
 
 
@@ -197,20 +212,18 @@ def _prepare(request: inputs.Request, folder: OutputFolder, python: str) -> Inpu
         return InputFile(str(inputs.prepare(request, (folder.root / "inputs").resolve(), python)))
     except UsageError:
         raise
-    except HarnessError as error:  # a model that cannot be read: the engine shall say so in its own words
+    except (HarnessError, OSError) as error:  # a model that cannot be read, or no room
         return InputFile(None, str(error))
 
 
 def _notify(registry: plugins.Registry, warn: Callable[[str], None], hook: str, **content: Any) -> None:
-    try:
-        getattr(registry.hook, hook)(**content)
-    except Exception as error:  # a tracker's trouble must not cost a measurement
-        warn(f"a plugin failed in {hook}: {type(error).__name__}: {error}")
+    for _ in plugins.ask(registry, warn, hook, **content):
+        pass
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> Mapping[str, str]:
     """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=`."""
     for pair in pairs:
-        if "=" not in pair:
+        if not all(pair.partition("=")):
             raise UsageError(f"{option} {pair}: expected NAME=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)

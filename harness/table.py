@@ -32,7 +32,7 @@ def _table(records: Sequence[Record], title: str) -> Any:
     from rich.table import Table
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
-    shown = [name for name in rows[0] if name not in ("engine", "config") or len({row[name] for row in rows}) > 1]
+    shown = [name for name in rows[0] if name != "config" or len({row[name] for row in rows}) > 1]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in shown:
         table.add_column(

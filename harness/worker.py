@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -28,7 +27,6 @@ PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iteration
 
 
 def main(events_fd: int) -> int:
-    _die_with_parent()
     channel = Channel(events_fd)
     load = from_json(Load, json.loads(_take_stdin()))
     registry = plugins.discover()
@@ -37,7 +35,7 @@ def main(events_fd: int) -> int:
         started = time.perf_counter()
         session = _engine(registry, load).load(load)
         seconds = time.perf_counter() - started
-        facts = session.facts()
+        facts = _facts(session)
         channel.send("loaded", facts=facts, load_seconds=seconds)
     except BaseException as error:
         return _fail(channel, error, while_loading=True)
@@ -70,13 +68,25 @@ def _measure(
     workload = registry.workloads[cell.workload]
     measurement = workload.measure(session, ids, cell.parameters, channel.progress)
     conditions = {"token_ids_sha256": ids.sha256, "token_ids_source": ids.source, **measurement.conditions}
-    channel.send("measured", cell=index, results=measurement.results, conditions=conditions, facts=session.facts())
+    channel.send("measured", cell=index, results=measurement.results, conditions=conditions, facts=_facts(session))
     if load.profiler and workload.run_once:
         folder = Path(load.profile_folder, cell.workload)
         folder.mkdir(parents=True, exist_ok=True)
-        with registry.profilers[load.profiler].session(folder):
-            workload.run_once(session, ids, cell.parameters)
-        channel.send("profiled", cell=index, folder=str(folder))
+        try:
+            with registry.profilers[load.profiler].session(folder):
+                workload.run_once(session, ids, cell.parameters)
+        except Exception as error:  # the cell is measured; only its profile is lost
+            traceback.print_exception(error)
+            channel.send(
+                "profile_failed", message=f"{cell.workload} {load.setup.precision}: {type(error).__name__}: {error}"
+            )
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    facts = session.facts()
+    if not isinstance(facts, dict) or not {"precision", "compute_mode"} <= facts.keys():
+        raise LoadFailed(f"facts() must be a dict that holds at least precision and compute_mode, got {facts!r}")
+    return facts
 
 
 def _fail(channel: Channel, error: BaseException, while_loading: bool) -> int:
@@ -107,27 +117,23 @@ class Channel:
             self.send("progress", done=done, of=of)
 
 
-def _die_with_parent() -> None:
-    """The lifeline needs a thread of Python; where native code never lets one run, the Linux kernel does it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def _take_stdin() -> str:
     """First line of stdin; the rest of it becomes the lifeline, and the engine sees an empty stdin."""
-    lifeline = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    lifeline = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    line = lifeline.readline()
-
-    def watch() -> None:
-        while lifeline.read(1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+    line = os.fdopen(os.dup(lifeline), encoding="utf-8").readline()
+    if os.fork() == 0:
+        _watch(lifeline)
+    os.close(lifeline)
     return line
+
+
+def _watch(lifeline: int) -> None:
+    """In a process, not a thread: native code that keeps Python's lock would keep a thread from waking."""
+    os.closerange(3, lifeline)  # among them the channel, which must close when the worker ends
+    os.closerange(lifeline + 1, 256)
+    os.read(lifeline, 1)  # until the parent is gone
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

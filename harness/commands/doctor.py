@@ -28,6 +28,7 @@ def doctor(pythons: tuple[str, ...], as_json: bool) -> None:
 
 def examine(pythons: dict[str, str]) -> dict[str, Any]:
     from harness import device, interpreters
+    from harness.engine import support_of
     from harness.plugins import discover
     from harness.precision import PRECISIONS
     from harness.serde import to_json
@@ -38,7 +39,7 @@ def examine(pythons: dict[str, str]) -> dict[str, Any]:
         python = interpreters.python_for(engine.name, pythons)
         found = interpreters.versions(python, engine.requires)
         version = found[engine.requires[-1]] if engine.requires else None
-        support = {name: engine.support(name, here, version) for name in PRECISIONS}
+        support = {name: support_of(engine, name, here, version) for name in PRECISIONS}
         engines.append(
             {
                 "engine": engine.name,

@@ -129,6 +129,7 @@ def precisions(engine: str | None, sm: int | None, as_json: bool) -> None:
 def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[str, Any]]:
     """`{engine, precision, sm, compute_mode, reason}` for a GPU of compute capability `sm`, or for this machine."""
     from harness import device, interpreters
+    from harness.engine import support_of
     from harness.names import check_known
     from harness.plugins import discover
 
@@ -147,7 +148,7 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
         except HarnessError:
             version = None
         for name in PRECISIONS:
-            support = spec.support(name, where, version)
+            support = support_of(spec, name, where, version)
             rows.append(
                 {
                     "engine": spec.name,

@@ -34,4 +34,4 @@ class Numbers(click.ParamType):
         for word in words:
             if not word.isdecimal() or int(word) < self.least:
                 self.fail(f"{word!r} is not a whole number of at least {self.least}", parameter, context)
-        return tuple(map(int, words))
+        return tuple(dict.fromkeys(map(int, words)))

@@ -14,6 +14,7 @@ import click
 from harness.commands.options import Names, Numbers
 from harness.errors import UsageError
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a terminal's stop is as orderly as Ctrl-C
 PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup_iterations", "num_chunks", "dataset")
 
 
@@ -103,15 +104,16 @@ def run(as_json: bool, **given: Any) -> None:
     a list take comma lists; every combination is measured. Exit code: 0 all measured or skipped, 1 a cell failed,
     2 wrong usage, 130 stopped by Ctrl-C.
     """
+    from harness.plugins import discover
     from harness.progress import Progress
     from harness.run import execute, make_plan
 
     options = _options(given)
-    plan = make_plan(options)
-    for problem in plan.registry.problems:
+    for problem in discover().problems:  # before the plan, which may miss what was left out
         _warn(problem)
+    plan = make_plan(options, _warn)
     progress = Progress(total=sum(cell.skip is None for cell in plan.cells))
-    for number in (signal.SIGINT, signal.SIGTERM):  # a batch system's stop is as orderly as Ctrl-C
+    for number in STOPS:
         signal.signal(number, _interrupt)
     try:
         result = execute(plan, options, progress.on_event, _warn)
@@ -136,7 +138,10 @@ def _options(given: dict[str, Any]) -> Any:
         parameters["dataset"] = tuple(map(_absolute_dataset, parameters["dataset"]))
     checkpoints = dict(parse_pairs("--checkpoint", given.pop("checkpoints")))
     for precision in ("fp8", "nvfp4"):
-        if path := given.pop(f"{precision}_model_path"):
+        path = given.pop(f"{precision}_model_path")
+        if path == "":
+            raise UsageError(f"--{precision}-model-path is empty")
+        if path:
             if checkpoints.setdefault(precision, path) != path:
                 raise UsageError(f"two checkpoints for {precision}: {checkpoints[precision]} and {path}")
     return Options(
@@ -168,7 +173,7 @@ def _print_table(records: list[dict[str, Any]]) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):  # an impatient second one must not tear what the first is writing
+    for each in STOPS:  # an impatient second one must not tear what the first is writing
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
