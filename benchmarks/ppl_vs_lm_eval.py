@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def compare(ours: Harness, other: LmEval, rounds: int, note: str) -> None:
-    """Both in turn, so that a slow moment of the machine meets both."""
+    """Both in turn. Where the two ratios at the end disagree, something else was using the machine."""
     print(f"\nround   harness tokens/s   {other.name} tokens/s   ratio")
     pairs = []
     for number in range(1, rounds + 1):
@@ -102,7 +102,8 @@ def compare(ours: Harness, other: LmEval, rounds: int, note: str) -> None:
             flush=True,
         )
     ratio = statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
-    print(f"harness / {other.name}: {ratio:.2f}, the ratio of medians{note}")
+    middle = statistics.median(a / b for a, b in pairs)
+    print(f"harness / {other.name}: ratio of medians {ratio:.2f}{note}, median of the rounds' ratios {middle:.2f}")
 
 
 def tokens_per_second(side: Harness | LmEval) -> float:

@@ -78,6 +78,19 @@ def test_the_wheel_measures_on(version, tree, built, tmp_path):
     bin = install(tmp_path, python(version), str(built["wheel"]), str(tree / "tests/outside"))
     (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
     assert record["status"] == "ok" and record["output_len"] == 32, "tinymoe's defaults came from the wheel's data"
+    assert record["environment"]["python"].startswith(version)
+
+
+def test_an_engine_runs_in_the_interpreter_it_is_given(installed, tree, built, tmp_path):
+    """Its own environment and another Python: how engines that cannot share a torch version meet in one table."""
+    other = next(version for version in PYTHONS if not sys.version.startswith(version))
+    bin = install(tmp_path, python(other), str(built["wheel"]), str(tree / "tests/outside"))
+    options = ["--python", f"echo={bin / 'python'}", "--workload", "perf,ppl", "--dataset", f"file:{tree / 'LICENSE'}"]
+    done = subprocess.run([installed / "harness", *RUN, *options], cwd=tmp_path, capture_output=True, text=True)
+    perf, ppl = json.loads(done.stdout)
+    assert perf["environment"]["python"].startswith(other)
+    assert ppl["failure"]["class"] == "load_failed", "there is no tokenizer in that environment"
+    assert "No module named 'tokenizers'" in ppl["failure"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["sdist", "editable"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import sys
 import time
 from collections import Counter
@@ -76,6 +77,7 @@ class EchoSession:
             "attention_backend": None,  # there is none; None, not a guess
             "kv_dtype": None,
             "clock": "perf_counter_ns",
+            "environment": {"python": platform.python_version()},  # of this process, which may not be the parent's
         }
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
