@@ -41,17 +41,22 @@ def main() -> None:
 def print_loads(rounds: int, folder: Path, env: dict[str, str]) -> None:
     runs = [(loads, *run(loads, folder / f"{number}-{loads}", env)) for number in range(rounds + 1) for loads in LOADS]
     runs = runs[len(LOADS) :]  # the first round fills the disk's cache
-    print("loads    wall s   of it the engine's    the harness's   (medians)")
-    added = {}
+    print("loads   wall s   of it the engine's   the harness's: median   fastest")
+    medians, fastest = [], []
     for loads in LOADS:
         walls, engines = zip(*((wall, engine) for count, wall, engine in runs if count == loads))
-        added[loads] = statistics.median(wall - engine for wall, engine in zip(walls, engines))
+        rest = [wall - engine for wall, engine in zip(walls, engines)]
+        medians.append(statistics.median(rest))
+        fastest.append(min(rest))
+        wall, engine = statistics.median(walls), statistics.median(engines)
+        print(f"{loads:>5}   {wall:>6.3f}   {engine:>18.3f}   {medians[-1]:>21.3f}   {fastest[-1]:>7.3f}")
+    for name, seconds in (("medians", medians), ("fastest runs", fastest)):
+        slope, fixed = statistics.linear_regression(LOADS, seconds)
         print(
-            f"{loads:>5}  {statistics.median(walls):>8.3f}  {statistics.median(engines):>19.3f}  {added[loads]:>15.3f}"
+            f"by the {name}: {slope:.3f} s added per load, {slope / LOAD_TARGET_S:.2f} of the target of "
+            f"{LOAD_TARGET_S} s; {fixed:.3f} s added per run"
         )
-    slope, fixed = statistics.linear_regression(LOADS, [added[loads] for loads in LOADS])
-    print(f"added per load: {slope:.3f} s, {slope / LOAD_TARGET_S:.2f} of the target of {LOAD_TARGET_S} s")
-    print(f"fixed part of a run: {fixed:.3f} s\n")
+    print()
 
 
 def run(loads: int, output: Path, env: dict[str, str]) -> tuple[float, float]:

@@ -46,9 +46,11 @@ class Harness:
         setup = Setup(engine="hf", model=model.name, path=model.path, precision="bf16")
         cell = Cell(setup, "ppl", {"input_len": len(windows[0])}, Support("native"))
         self._session, self._windows = HfSession(Load(setup, (cell,), "native")), windows
+        self._threads = torch.get_num_threads()  # what the session chose
 
     def score(self) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of tokens it is of."""
+        torch.set_num_threads(self._threads)
         scores = [value for window in self._session.score(self._windows) for value in window]
         return -math.fsum(scores), len(scores)
 
@@ -56,8 +58,8 @@ class Harness:
 class LmEval:
     """`lm-eval --model hf --model_args dtype=bfloat16,max_length=WINDOW`: its rolling log-likelihood of one text."""
 
-    def __init__(self, model: models.Model, windows: Windows, batch_size: str) -> None:
-        self.name = f"lm-eval at batch {batch_size}"
+    def __init__(self, model: models.Model, windows: Windows, batch_size: str, threads: int) -> None:
+        self.name, self.is_default = f"lm-eval at batch {batch_size}", batch_size == "1"
         self._ids = [token for window in windows for token in window]
         self._lm = HFLM(
             pretrained=model.path,
@@ -66,9 +68,11 @@ class LmEval:
             batch_size=batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
+        self._threads = threads
         self._lm.tok_encode = lambda text: self._ids  # the same ids as the harness, and no time spent on making them
 
     def score(self) -> tuple[float, int]:
+        torch.set_num_threads(self._threads)
         request = Instance("loglikelihood_rolling", {}, ("",), 0)
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):  # a bar per batch
             (log_likelihood,) = self._lm.loglikelihood_rolling([request], disable_tqdm=True)
@@ -82,13 +86,14 @@ def main() -> None:
     model = models.resolve(options.model)
     windows = make(Request(model.path, "windows", options.windows, options.window, "stdlib")).ids
     print(f"{model.name}, {len(windows)} windows of {options.window} tokens, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
     ours = Harness(model, windows)
-    theirs = [LmEval(model, windows, size) for size in options.lm_eval_batch_size.split(",")]
+    theirs = [LmEval(model, windows, size, threads) for size in options.lm_eval_batch_size.split(",")]
     for side in (ours, *theirs):  # this is the warm-up, too
         nll, tokens = side.score()
         print(f"  {side.name:<20} perplexity {math.exp(nll / tokens):.3f} over {tokens} scored tokens")
     for other in theirs:
-        compare(ours, other, options.rounds, f" (target {TARGET})" if other is theirs[0] else "")
+        compare(ours, other, options.rounds, f" (target {TARGET})" if other.is_default else "")
 
 
 def compare(ours: Harness, other: LmEval, rounds: int, note: str) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +39,15 @@ def read_text(dataset: str) -> str:
 def stdlib_text(split: str) -> str:
     """Documentation strings of the standard library's modules of one split (`train`, `validation` or `test`)."""
     root = Path(sysconfig.get_path("stdlib"))
-    sources = (path for path in sorted(root.rglob("*.py")) if not SKIPPED.intersection(path.relative_to(root).parts))
-    texts = (text for path in sources if _split_of(path.relative_to(root)) == split for text in _docstrings(path))
+    sources = (path for path in sorted(_sources(root)) if _split_of(path.relative_to(root)) == split)
+    texts = (text for path in sources for text in _docstrings(path))
     return "\n\n".join(dict.fromkeys(texts)) + "\n"  # dict.fromkeys: a text repeated across modules counts once
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = set(subfolders) - SKIPPED  # above all site-packages, which may hold a hundred thousand files
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def _split_of(relative: Path) -> str:
@@ -54,7 +62,7 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # the library holds a few files that are broken on purpose
         return
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if path.name == "topics.py" else _statements(tree):
         text = None
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
@@ -64,6 +72,16 @@ def _docstrings(path: Path) -> Iterator[str]:
                     yield value.value.strip()
         if text and len(text) >= SHORTEST:
             yield text
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As ast.walk, in its order, without going into expressions: no docstring is in one."""
+    nodes = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+            nodes.extend(child for child in getattr(node, part, ()) if isinstance(child, ast.AST))
+        yield node
 
 
 def _wikitext() -> str:

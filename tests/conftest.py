@@ -44,7 +44,8 @@ class Harness:
             path.mkdir()
         name, value = self._mark.split("=")
         self.env = {key: text for key, text in os.environ.items() if key != "ECHO_SIN"}
-        self.env |= {"PYTHONPATH": f"{self.plugins}{os.pathsep}{site}", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+        paths = [str(self.plugins), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
         self.env |= {"TMPDIR": str(self.temporary), name: value}
 
     def start(self, *arguments: object, sin: str = "", python: tuple[str, ...] = (), before=None) -> subprocess.Popen:

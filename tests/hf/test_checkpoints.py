@@ -114,7 +114,7 @@ def test_dummy_weights_have_speed_but_no_accuracy(harness):
 def test_the_default_run_measures_three_precisions_and_prints_one_table(harness):
     done = harness("run", "--output-dir", "out", "--num-chunks", 2, "--num-iterations", 2, "--output-len", 4)
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if "grouped_mm" in line}
+    rows = {line.split()[1]: line.split()[1:] for line in done.stdout.splitlines() if "grouped_mm" in line}
     assert list(rows) == ["bf16", "fp8", "nvfp4"]
     assert rows["bf16"][1] == "native" and rows["fp8"][1] == rows["nvfp4"][1] == "emulated"
     assert rows["fp8"][2:7] == ["-"] * 5, "no speed for an emulated row"

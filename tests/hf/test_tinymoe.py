@@ -66,7 +66,8 @@ def test_it_predicts_text_it_never_saw_six_times_better_than_a_unigram_model(win
 def test_no_expert_of_any_layer_is_idle_or_overrun_on_text_it_never_saw(windows, config):
     model = session("bf16")._model
     with torch.inference_mode():
-        routes = model(input_ids=torch.tensor(windows.ids[:16]), output_router_logits=True).router_logits
+        ids = torch.tensor(windows.ids[:16], device=model.device)
+        routes = model(input_ids=ids, output_router_logits=True).router_logits
     assert len(routes) == config["num_hidden_layers"]
     for logits in routes:
         chosen = logits.topk(config["num_experts_per_tok"]).indices.flatten()

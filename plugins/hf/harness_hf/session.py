@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from harness import Generation, Load, LoadFailed, Response, Unsupported
 from harness_hf.checkpoint import fingerprint, open_model
 from harness_hf.decode import CpuDecoder, CudaDecoder
 from harness_hf.emulate import emulate
+from harness_hf.products import Widened, widened
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
+ONE_THREAD_WIDTH = 512  # hidden size up to which one thread is the fastest
 LOGIT_ROWS = 1024  # tokens whose full-vocabulary FP32 logits exist at once
 QUANT_ALGO = {"fp8": "FP8", "fp8_block": "FP8_BLOCK_SCALES", "nvfp4": "NVFP4", "mxfp4": "MXFP4"}
 
@@ -30,6 +33,7 @@ class HfSession:
         transformers.logging.disable_progress_bar()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = open_model(setup, self._device)
+        _choose_threads(self._model)
         room = self._model.config.get_text_config().max_position_embeddings
         if load.max_sequence > room:
             raise LoadFailed(f"a cell needs sequences of {load.max_sequence} tokens, {setup.model} holds {room}")
@@ -58,6 +62,7 @@ class HfSession:
             "cuda_graphs": self._decoder.cuda_graphs,
             "compiled": "torch.compile reduce-overhead, decode only" if self._decoder.compiled else None,
             "clock": self._decoder.clock,
+            "scored_with": "FP32 products of BF16 values" if isinstance(widened(), Widened) else "BF16 products",
             "scored_together_tokens": self._scored_together() or "one sequence",
             "environment": {
                 "python": platform.python_version(),
@@ -81,7 +86,10 @@ class HfSession:
             equal = list(equal)
             at_once = max(1, self._scored_together() // length)
             for start in range(0, len(equal), at_once):
-                yield from self._score(torch.tensor(equal[start : start + at_once], device=self._device)).tolist()
+                ids_AT = torch.tensor(equal[start : start + at_once], device=self._device)
+                with widened():
+                    logprobs_AT = self._score(ids_AT)
+                yield from logprobs_AT.tolist()
 
     def _scored_together(self) -> int:
         """Tokens of one forward pass. An emulated activation has a scale over the whole tensor, which must not depend
@@ -105,6 +113,13 @@ class HfSession:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _choose_threads(model: torch.nn.Module) -> None:
+    """One thread for matrices so small that sharing them costs more than it saves; and where another program takes a
+    core, threads that wait for each other at every product would wait for that program. The user's word goes first."""
+    if model.config.get_text_config().hidden_size <= ONE_THREAD_WIDTH and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _precision_of(model: torch.nn.Module) -> str:
