@@ -46,11 +46,9 @@ class Harness:
         setup = Setup(engine="hf", model=model.name, path=model.path, precision="bf16")
         cell = Cell(setup, "ppl", {"input_len": len(windows[0])}, Support("native"))
         self._session, self._windows = HfSession(Load(setup, (cell,), "native")), windows
-        self._threads = torch.get_num_threads()  # what the session chose
 
     def score(self) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of tokens it is of."""
-        torch.set_num_threads(self._threads)
         scores = [value for window in self._session.score(self._windows) for value in window]
         return -math.fsum(scores), len(scores)
 

@@ -57,6 +57,11 @@ def missing(engine: EngineSpec, found: Mapping[str, str | None]) -> list[str]:
     return [name for name in engine.requires if found[name] is None]
 
 
+def version_of(engine: EngineSpec, found: Mapping[str, str | None]) -> str | None:
+    """The engine's own version: that of the last distribution it requires."""
+    return found[engine.requires[-1]] if engine.requires else None
+
+
 def _version_here(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -171,7 +171,7 @@ def _version(engine: EngineSpec, python: str) -> str | None:
         raise UsageError(
             f"engine {engine.name!r} needs {', '.join(missing)} in {python}: pip install 'moe-harness[{engine.name}]'"
         )
-    return found[engine.requires[-1]] if engine.requires else None
+    return interpreters.version_of(engine, found)
 
 
 def _checkpoint(

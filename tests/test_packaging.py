@@ -1,6 +1,7 @@
 """Installed as a wheel, from an sdist and editable, on every supported Python found here, it works and shadows nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -50,9 +51,10 @@ def run(*command: str, **options) -> str:
 
 def python(version: str) -> str:
     """An interpreter of that version. A launcher that is there but starts nothing does not count."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sys.executable if sys.version.startswith(version + ".") else shutil.which(f"python{version}")
     if found is None or subprocess.run([found, "-c", ""], capture_output=True).returncode:
-        found = next(iter(sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))), None)
+        found = next(iter(sorted(pyenv.glob(f"versions/{version}.*/bin/python"))), None)
     if found is None:
         pytest.skip(f"no Python {version} on this machine")
     return str(found)

@@ -38,7 +38,7 @@ def examine(pythons: dict[str, str]) -> dict[str, Any]:
     for engine in registry.engines.values():
         python = interpreters.python_for(engine.name, pythons)
         found = interpreters.versions(python, engine.requires)
-        version = found[engine.requires[-1]] if engine.requires else None
+        version = interpreters.version_of(engine, found)
         support = {name: support_of(engine, name, here, version) for name in PRECISIONS}
         engines.append(
             {

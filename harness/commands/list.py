@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from harness.errors import HarnessError
 from harness.precision import PRECISIONS
 
 
@@ -139,14 +138,8 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
     where = device.detect() if sm is None else device.Device("cuda", f"a GPU of SM {sm}", 1, None, sm)
     rows = []
     for spec in [engines[engine]] if engine else engines.values():
-        try:
-            version = (
-                interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)[spec.requires[-1]]
-                if spec.requires
-                else None
-            )
-        except HarnessError:
-            version = None
+        found = interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)
+        version = interpreters.version_of(spec, found)
         for name in PRECISIONS:
             support = support_of(spec, name, where, version)
             rows.append(

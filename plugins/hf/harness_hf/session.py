@@ -19,7 +19,7 @@ from harness_hf.emulate import emulate
 from harness_hf.products import Widened, widened
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
-ONE_THREAD_WIDTH = 512  # hidden size up to which one thread is the fastest
+ONE_THREAD_WIDTH = 512  # hidden size up to which one thread decodes as fast as two
 LOGIT_ROWS = 1024  # tokens whose full-vocabulary FP32 logits exist at once
 QUANT_ALGO = {"fp8": "FP8", "fp8_block": "FP8_BLOCK_SCALES", "nvfp4": "NVFP4", "mxfp4": "MXFP4"}
 
@@ -33,11 +33,12 @@ class HfSession:
         transformers.logging.disable_progress_bar()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = open_model(setup, self._device)
-        _choose_threads(self._model)
         room = self._model.config.get_text_config().max_position_embeddings
         if load.max_sequence > room:
             raise LoadFailed(f"a cell needs sequences of {load.max_sequence} tokens, {setup.model} holds {room}")
         self._converted = emulate(self._model, setup.precision, setup.quantize) if setup.precision != "bf16" else {}
+        few, every = _threads(self._model)
+        self._threads = {"generate": few, "score": few if self._converted else every}
         self._fingerprint = fingerprint(setup)
         self._decoder = (
             CudaDecoder(self._model, load.max_sequence) if self._device.type == "cuda" else CpuDecoder(self._model)
@@ -68,13 +69,14 @@ class HfSession:
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "cuda": torch.version.cuda,
-                "threads": torch.get_num_threads(),
+                "threads": self._threads,
             },
         }
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         if len({len(prompt) for prompt in prompts}) != 1:
             raise Unsupported("the prompts of one batch must be equally long")
+        torch.set_num_threads(self._threads["generate"])
         ids_AT = torch.tensor(prompts, device=self._device)
         tokens, times, started, finished = self._decoder.generate(ids_AT, output_len)
         responses = tuple(Response(tuple(row), tuple(times)) for row in tokens.tolist())
@@ -82,6 +84,7 @@ class HfSession:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
+        torch.set_num_threads(self._threads["score"])
         for length, equal in itertools.groupby(sequences, len):
             equal = list(equal)
             at_once = max(1, self._scored_together() // length)
@@ -115,11 +118,12 @@ class HfSession:
             torch.cuda.empty_cache()
 
 
-def _choose_threads(model: torch.nn.Module) -> None:
-    """One thread for matrices so small that sharing them costs more than it saves; and where another program takes a
-    core, threads that wait for each other at every product would wait for that program. The user's word goes first."""
-    if model.config.get_text_config().hidden_size <= ONE_THREAD_WIDTH and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+def _threads(model: torch.nn.Module) -> tuple[int, int]:
+    """Of a small and of a large step: one for matrices so small that sharing them costs more than it saves. Where
+    another program takes a core, threads that wait for each other at every product would wait for that program."""
+    every = torch.get_num_threads()
+    is_narrow = model.config.get_text_config().hidden_size <= ONE_THREAD_WIDTH
+    return (1 if is_narrow and "OMP_NUM_THREADS" not in os.environ else every), every
 
 
 def _precision_of(model: torch.nn.Module) -> str:
