@@ -18,7 +18,9 @@ PROMPTS = [[(row * 31 + step * 7) % 2000 + 1 for step in range(48)] for row in r
 
 def open_session(precision: str = "bf16", input_len: int = 48, **setup) -> HfSession:
     setup = Setup(**{"engine": "hf", "model": "tinymoe", "path": FOLDER, "precision": precision, **setup})
-    return HfSession(Load(setup, (Cell(setup, "ppl", {"input_len": input_len}, Support("native")),), "native"))
+    return HfSession(
+        Load(setup, (Cell(setup, "perf", {"input_len": input_len, "output_len": 16}, Support("native")),), "native")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def test_tokens_are_those_of_a_greedy_loop_without_a_cache(bf16):
 
 
 def test_widened_products_are_fp32_products_rounded_once(bf16):
-    experts = bf16._model.model.layers[0].mlp.experts.cpu()
-    rows, weights = torch.randn(64, 256).bfloat16(), experts.gate_up_proj.data.transpose(1, 2)
+    experts = bf16._model.model.layers[0].mlp.experts
+    rows, weights = torch.randn(64, 256).bfloat16(), experts.gate_up_proj.data.cpu().transpose(1, 2)
     offs = torch.tensor([0, 5, 20, 20, 20, 50, 60, 64], dtype=torch.int32)
     expert_of = torch.bucketize(torch.arange(64), offs, right=True)
     exact = torch.einsum("si,sio->so", rows.double(), weights[expert_of].double())
@@ -55,7 +57,6 @@ def test_widened_products_are_fp32_products_rounded_once(bf16):
     for ours, expected in ((grouped, exact), (linear, rows.double() @ weights[1].double())):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.double(), expected, rtol=2**-8, atol=1e-5)
-    bf16._model.to(bf16._device)
 
 
 def test_widening_moves_perplexity_no_more_than_another_kernel_would(bf16):
@@ -78,6 +79,11 @@ def test_never_more_than_one_chunk_of_logits_exists(bf16, monkeypatch):
     assert max(seen) == 40 and sum(seen) == 4 * 47
     monkeypatch.undo()
     torch.testing.assert_close(torch.tensor(list(bf16.score(PROMPTS))), torch.tensor(expected), rtol=0, atol=TOLERANCE)
+
+
+def test_more_tokens_than_it_was_loaded_for_are_refused_before_a_cache_overflows(bf16):
+    with pytest.raises(Unsupported, match="48 \\+ 17 tokens asked for, loaded for 64"):
+        bf16.generate(PROMPTS, 17)
 
 
 def test_prompts_of_unequal_length_are_refused_not_padded(bf16):

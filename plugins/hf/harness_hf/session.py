@@ -37,6 +37,7 @@ class HfSession:
         if load.max_sequence > room:
             raise LoadFailed(f"a cell needs sequences of {load.max_sequence} tokens, {setup.model} holds {room}")
         self._converted = emulate(self._model, setup.precision, setup.quantize) if setup.precision != "bf16" else {}
+        self._max_sequence = load.max_sequence
         few, every = _threads(self._model)
         self._threads = {"generate": few, "score": few if self._converted else every}
         self._fingerprint = fingerprint(setup)
@@ -76,6 +77,8 @@ class HfSession:
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         if len({len(prompt) for prompt in prompts}) != 1:
             raise Unsupported("the prompts of one batch must be equally long")
+        if len(prompts[0]) + output_len > self._max_sequence:
+            raise Unsupported(f"{len(prompts[0])} + {output_len} tokens asked for, loaded for {self._max_sequence}")
         torch.set_num_threads(self._threads["generate"])
         ids_AT = torch.tensor(prompts, device=self._device)
         tokens, times, started, finished = self._decoder.generate(ids_AT, output_len)
