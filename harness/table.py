@@ -10,35 +10,35 @@ from harness.precision import EMULATED
 from harness.records import Record
 
 NOTHING = "-"
-PLAIN_WIDTH = 200  # columns, when the output is no terminal and so has no width of its own
+WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
+WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
 
 def print_verdict(records: Sequence[Record], stream: TextIO) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+    console = Console(file=stream, width=WIDTH, highlight=False)
     for (model, weights), group in _by(records, "model", "weights"):
         device = group[0]["environment"]["device"]
         about = f"{model}, {weights} weights, {device['name']} ({device['kind']}, {device['count']} {_unit(device)})"
-        console.print(_table(group, escape(about)))
+        console.print(escape(about))
+        console.print(_table(group))
     for line in notes(records):
         console.print(escape(line), soft_wrap=True)
 
 
-def _table(records: Sequence[Record], title: str) -> Any:
+def _table(records: Sequence[Record]) -> Any:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
-    shown = [name for name in rows[0] if name != "config" or len({row[name] for row in rows}) > 1]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    different = {name: {row[name] for row in rows} - {NOTHING} for name in rows[0]}
+    shown = [name for name in rows[0] if name not in ("config", "batch x in+out") or len(different[name]) > 1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
-        table.add_column(
-            name,
-            justify="left" if name in ("engine", "config", "precision", "compute mode", "MoE backend") else "right",
-        )
+        table.add_column(name.replace(" ", "\n", 1), justify="left" if name in WORDS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(escape(row[name]) for name in shown))
     return table
@@ -64,7 +64,7 @@ def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) ->
         "config": either["config"],
         "precision": either["precision"] + mark,
         "compute mode": measured["compute_mode"],
-        "batch x in + out": f"{perf['batch_size']} x {perf['input_len']} + {perf['output_len']}"
+        "batch x in+out": f"{perf['batch_size']} x {perf['input_len']}+{perf['output_len']}"
         if _has_speed(perf)
         else NOTHING,
         "latency ms": _number(perf, "mean_latency_ms", ".1f"),
@@ -114,8 +114,10 @@ def _change(ppl: Record | None, everyone: Sequence[Record]) -> str:
 
 
 def notes(records: Sequence[Record]) -> list[str]:
-    """Lines under the table: skipped, failed and mismatched cells with their reasons, equal reasons together."""
-    lines = []
+    """Lines under the table: what was measured, then skipped, failed and mismatched cells with their reasons, equal reasons together."""
+    perf = [record for record in records if record["workload"] == "perf" and _has_speed(record)]
+    shapes = {f"batch {r['batch_size']}, {r['input_len']} tokens in, {r['output_len']} out" for r in perf}
+    lines = [f"speed at {shape}" for shape in shapes] if len(shapes) == 1 else []
     for status, reason_of in (
         ("skipped", lambda record: record["reason"]),
         ("mismatch", lambda record: record["reason"] + "; kept, not compared"),
