@@ -5,12 +5,16 @@ python=$1 venv=$2 extras=$3
 
 if nvidia-smi -L >/dev/null 2>&1; then
     constraint=
-    if "$python" -c 'import torch' 2>/dev/null; then site=--system-site-packages; else site=; fi
+    theirs=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null) || theirs=
 else
-    constraint="-c constraints/cpu.txt" site=
+    constraint="-c constraints/cpu.txt" theirs=
 fi
 
-[ -x "$venv/bin/python" ] || "$python" -m venv $site "$venv"
+if [ ! -x "$venv/bin/python" ]; then
+    "$python" -m venv "$venv"
+    # A line in a .pth file, not --system-site-packages: the user's torch may itself be in a virtual environment.
+    [ -z "$theirs" ] || echo "$theirs" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/theirs.pth"
+fi
 if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraint -e ".[$extras]"; then
     if [ -n "$constraint" ] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
         echo "error: if pip found no torch 2.13.0+cpu for $("$venv/bin/python" -V): point pip at an index that has it" >&2
