@@ -93,7 +93,3 @@ class Load:
     def max_sequence(self) -> int:
         """Longest sequence of any cell, in tokens."""
         return max(sum(cell.parameters.get(name, 0) for name in ("input_len", "output_len")) for cell in self.cells)
-
-    @property
-    def max_batch(self) -> int:
-        return max(cell.parameters.get("batch_size", 1) for cell in self.cells)
