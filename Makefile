@@ -1,22 +1,30 @@
 # The two commands: `make run` measures the embedded model, `make test` runs every test.
+# `make venv-vllm` builds vLLM's own environment, which `harness run --engine vllm` finds.
 #   make run ARGS="--precision bf16,nvfp4"    make test ARGS="-k faults"    make run PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: run test clean
+.PHONY: run test venv-vllm clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.hf
 	$(VENV)/bin/harness run $(ARGS)
 
-test: $(VENV)/.hf,test
+test: $(VENV)/.hf,test venv-vllm
 	$(VENV)/bin/pytest $(ARGS)
 
+venv-vllm: .venv-vllm/.vllm
+
 # The stamp's name is the extras that are installed.
-$(VENV)/.%: setup.cfg pyproject.toml constraints/cpu.txt tools/make_venv.sh
+MADE_FROM = setup.cfg pyproject.toml constraints/cpu.txt tools/make_venv.sh
+$(VENV)/.%: $(MADE_FROM)
 	sh tools/make_venv.sh $(PYTHON) $(VENV) $*
 	touch $@
 
+.venv-vllm/.vllm: $(MADE_FROM)
+	sh tools/make_venv.sh $(PYTHON) .venv-vllm vllm
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm build dist *.egg-info

@@ -11,6 +11,10 @@ from harness import __version__
 from harness.errors import HarnessError
 
 COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
+    "compare": (
+        "harness.commands.compare:compare",
+        "Say whether two measurements are comparable, and how B differs from A.",
+    ),
     "doctor": (
         "harness.commands.doctor:doctor",
         "Show what this machine and its interpreters can run, and what is missing.",

@@ -31,6 +31,7 @@ class Device:
     memory_bytes: int | None  # of one GPU, or of the host
     sm: int | None = None  # compute capability, e.g. 90; None on a CPU
     driver: str | None = None
+    power_limit_w: float | None = None  # of one GPU, as it is enforced now
     flags: tuple[str, ...] = ()  # CPU only
 
     @property
@@ -65,7 +66,15 @@ def _first_gpu() -> Device | None:
             memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handles[0]).total,
             sm=major * 10 + minor,
             driver=nvml.nvmlSystemGetDriverVersion(),
+            power_limit_w=_power_limit(nvml, handles[0]),
         )
+
+
+def _power_limit(nvml, handle) -> float | None:
+    try:
+        return nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    except nvml.NVMLError:  # some boards and virtual machines do not say
+        return None
 
 
 def _visible(nvml) -> list:

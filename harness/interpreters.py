@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 
 from harness.engine import EngineSpec
 from harness.errors import UsageError
@@ -23,9 +25,45 @@ print(json.dumps(found))
 """
 
 
+@dataclass(frozen=True)
+class Environment:
+    """Where an engine runs and what is there."""
+
+    python: str
+    found: Mapping[str, str | None]  # version of each distribution the engine requires; None where it is missing
+    problem: str | None = None  # why the engine cannot run there, and what to do
+
+    @property
+    def version(self) -> str | None:
+        """The engine's own: that of the last distribution it requires."""
+        return list(self.found.values())[-1] if self.found else None
+
+    @property
+    def missing(self) -> list[str]:
+        return [name.replace("|", " or ") for name, version in self.found.items() if version is None]
+
+
+def look(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
+    """The environment of an engine. Raises UsageError only if the interpreter chosen for it is not there."""
+    python = python_for(engine.name, chosen)
+    try:
+        found = versions(python, engine.requires)
+    except UsageError as error:
+        return Environment(python, dict.fromkeys(engine.requires), str(error))
+    there = Environment(python, found)
+    if not there.missing:
+        return there
+    install = engine.install or f"pip install 'moe-harness[{engine.name}]'"
+    return replace(there, problem=f"engine {engine.name!r} needs {', '.join(there.missing)} in {python}: {install}")
+
+
 def python_for(engine: str, chosen: Mapping[str, str]) -> str:
-    """The interpreter of an engine: the one chosen with --python, else our own. Raises UsageError if it is not there."""
+    """The interpreter of an engine: the one chosen with --python, else that of a folder `.venv-ENGINE` here or beside
+    our own environment, else our own. Raises UsageError if the chosen one is not there."""
     if engine not in chosen:
+        for place in (Path.cwd(), Path(sys.prefix).parent):
+            if os.access(python := place / f".venv-{engine}" / "bin" / "python", os.X_OK):
+                return str(python)
         return sys.executable
     import shutil
 
@@ -35,11 +73,23 @@ def python_for(engine: str, chosen: Mapping[str, str]) -> str:
     return os.path.abspath(python)  # not resolved: a link inside a virtual environment is what makes it one
 
 
-def versions(python: str, distributions: Iterable[str]) -> dict[str, str | None]:
-    """Version of each distribution in that interpreter; None where it is missing."""
-    names = list(distributions)
-    if python == sys.executable:
-        return {name: _version_here(name) for name in names}
+def versions(python: str, requires: Iterable[str]) -> dict[str, str | None]:
+    """Version of each distribution in that interpreter; None where it is missing. Of alternatives (`a|b`) the one that
+    is there is named. Raises UsageError where two alternatives are: they overwrite each other's files."""
+    requires = list(requires)
+    names = [name for requirement in requires for name in requirement.split("|")]
+    found = {name: _version_here(name) for name in names} if python == sys.executable else _ask(python, names)
+    answer = {}
+    for requirement in requires:
+        there = [name for name in requirement.split("|") if found[name] is not None]
+        if len(there) > 1:
+            what = " and ".join(f"{name} {found[name]}" for name in there)
+            raise UsageError(f"{python} has both {what}: they share one package; keep one of them")
+        answer[there[0] if there else requirement] = found[there[0]] if there else None
+    return answer
+
+
+def _ask(python: str, names: list[str]) -> dict[str, str | None]:
     import json
     import subprocess
 
@@ -51,15 +101,6 @@ def versions(python: str, distributions: Iterable[str]) -> dict[str, str | None]
         return json.loads(answer.stdout)
     except (OSError, ValueError) as error:  # it cannot be executed, or what it printed is no answer
         raise UsageError(f"{python} is no working Python: {error}") from error
-
-
-def missing(engine: EngineSpec, found: Mapping[str, str | None]) -> list[str]:
-    return [name for name in engine.requires if found[name] is None]
-
-
-def version_of(engine: EngineSpec, found: Mapping[str, str | None]) -> str | None:
-    """The engine's own version: that of the last distribution it requires."""
-    return found[engine.requires[-1]] if engine.requires else None
 
 
 def _version_here(name: str) -> str | None:

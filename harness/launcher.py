@@ -1,6 +1,7 @@
 """Starts workers on this machine, one at a time, and turns whatever happens to them into an outcome per cell.
 
-Every worker leads a process group of its own, killed whole when the worker ends, hangs, or the user stops.
+Every worker leads a process group of its own and marks its environment; whatever is in the group or carries the mark
+is killed when the worker ends, hangs, or the user stops.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import device, failures
+from harness import device, failures, processes
 from harness.cells import Cell, Load
 from harness.failures import Failure
 from harness.serde import to_json
@@ -38,6 +39,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None  # which weights these are; see harness.weights
     load_seconds: float | None = None
 
 
@@ -68,6 +70,7 @@ class _Worker:
     def __init__(self, load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> None:
         self.load, self.timeout, self.on_event, self.log = load, timeout, on_event, log
         self.facts: dict[str, Any] = {}
+        self.weights: str | None = None
         self.load_seconds: float | None = None
         self.failure: Failure | None = None
         self._loaded = self._done = False
@@ -76,6 +79,7 @@ class _Worker:
         self._memory_before = device.gpu_memory_used()
         self._oom_kills = failures.oom_kill_count()
         self._folder = tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
+        self._mark = processes.new_mark()
         self._events, write_end = os.pipe()
         with log.open("ab") as output:
             self._log_start = output.tell()  # an earlier worker of this load wrote what is before
@@ -86,7 +90,13 @@ class _Worker:
                 stderr=output,
                 pass_fds=(write_end,),
                 cwd=self._folder.name,
-                env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env={
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    "TOKENIZERS_PARALLELISM": "false",
+                    processes.NAME: self._mark,
+                },
                 start_new_session=True,
             )
         os.close(write_end)
@@ -103,6 +113,7 @@ class _Worker:
             match event["event"]:
                 case "loaded":
                     self._loaded, self.facts, self.load_seconds = True, event["facts"], event["load_seconds"]
+                    self.weights = event["weights"]
                 case "started":
                     self._under_way = self.load.cells[event["cell"]]
                 case "measured":
@@ -110,7 +121,13 @@ class _Worker:
                     self._measured.append(cell)
                     yield (
                         cell,
-                        Outcome(None, "", event["facts"], event["results"], event["conditions"], self.load_seconds),
+                        Outcome(
+                            facts=event["facts"],
+                            results=event["results"],
+                            conditions=event["conditions"],
+                            weights=self.weights,
+                            load_seconds=self.load_seconds,
+                        ),
                     )
                 case "failed":
                     self.failure = Failure(event["failure_class"], event["message"])
@@ -159,13 +176,14 @@ class _Worker:
             return self._process.wait()
 
     def stop(self) -> None:
-        """Ends the whole process group and waits until its GPU memory is back."""
+        """Ends the worker and whatever it started, and waits until its GPU memory is back."""
         if self._done:
             self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        processes.kill_marked(self._mark)
         self._process.stdin.close()
         self._process.wait()
         os.close(self._events)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.records import OutputFolder, Record, write_json
+from harness.records import OutputFolder, Record, read_folder, write_json
 
 SUMMARY = (
     "key",
@@ -29,7 +29,7 @@ def rebuild(folder: OutputFolder) -> None:
     success: dict[str, list[dict[str, Any]]] = {}
     failure: dict[str, list[dict[str, Any]]] = {}
     with _locked(folder.root / ".ledger.lock"):
-        for record in folder.read_all():
+        for record in read_folder(folder.root):
             key = f"{record['model']}::{record['config']}"
             if record["status"] in ("ok", "mismatch"):
                 success.setdefault(key, []).append(_entry(record, NUMBERS))

@@ -34,6 +34,8 @@ class Precision:
 
         Source: NVIDIA CUDA C++ Programming Guide, tensor core element types by compute capability.
         """
+        if self.name == "fp32":
+            return False
         if self.name == "bf16":
             return sm >= 80
         if self.name.startswith("fp8"):
@@ -44,6 +46,7 @@ class Precision:
 PRECISIONS = {
     precision.name: precision
     for precision in (
+        Precision("fp32", 32, "FP32", "FP32", "none; TF32 is not FP32"),
         Precision("bf16", 16, "BF16", "BF16", "SM 80 and later"),
         Precision("fp8", 8, "E4M3, one scale per tensor", "E4M3, one scale per tensor", "SM 89 and later"),
         Precision(

@@ -2,6 +2,7 @@
 
 Schema history:
   1  first version
+  2  conditions are complete, unknown ones null; raw.token_ns holds each timeline once, with its requests
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness import conditions
 from harness.cells import Cell
 from harness.device import Device
 from harness.errors import UsageError
@@ -24,7 +26,7 @@ from harness.launcher import Outcome
 from harness.names import safe_name
 from harness.serde import to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FREE_BYTES = 16 << 20  # less room than this is said before a model is loaded
 
 Record = dict[str, Any]
@@ -55,7 +57,7 @@ def make(cell: Cell, outcome: Outcome | None, version: str | None, device: Devic
         "fusion_disabled": setup.disable_fusion,
         "requested": {**to_json(setup), **cell.parameters, "compute_mode": cell.support.mode},
         "effective": facts,
-        "conditions": outcome.conditions if outcome else {},
+        "conditions": conditions.of(cell, device, facts, outcome.conditions, outcome.weights) if outcome else {},
         "environment": _environment(device, facts),
         "load_seconds": outcome.load_seconds if outcome else None,
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -130,20 +132,6 @@ class OutputFolder:
         write_json(self._view(record), record)
         return path
 
-    def read_all(self) -> Iterator[Record]:
-        """Every readable record, oldest name first. A file that is no record is passed over."""
-        for path in sorted((self.root / "records").glob("*.json")):
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if (
-                isinstance(record, dict)
-                and record.get("schema_version") == SCHEMA_VERSION
-                and {"key", "status", "model", "config"} <= record.keys()
-            ):
-                yield record
-
     def _view(self, record: Record) -> Path:
         device = f"sm{record['sm_version']}" if record["sm_version"] else "cpu"
         parts = [
@@ -156,6 +144,25 @@ class OutputFolder:
         if not path.resolve().is_relative_to(self.root.resolve()):  # a link planted inside could still lead out
             raise OSError(f"{path} leads out of the output folder")
         return path
+
+
+def read_folder(root: Path) -> Iterator[Record]:
+    """Every readable record of an output folder, by file name. A file that is no record is passed over."""
+    for path in sorted((root / "records").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if is_record(record):
+            yield record
+
+
+def is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("schema_version") == SCHEMA_VERSION
+        and {"key", "status", "model", "config", "workload", "engine", "conditions"} <= value.keys()
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

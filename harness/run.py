@@ -13,6 +13,7 @@ from harness import device, inputs, interpreters, launcher, ledger, models, plug
 from harness.cells import Cell, InputFile, Load, Setup
 from harness.engine import EngineSpec
 from harness.errors import HarnessError, UsageError
+from harness.interpreters import Environment
 from harness.launcher import OnEvent
 from harness.names import check_known, safe_name
 from harness.plan import make_cells, make_loads
@@ -82,8 +83,8 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
     for name in options.pythons:
         check_known("engine", name, registry.engines)
     chosen_models = [models.resolve(text) for text in options.models]
-    pythons = {engine.name: interpreters.python_for(engine.name, options.pythons) for engine in engines}
-    versions = {engine.name: _version(engine, pythons[engine.name]) for engine in engines}
+    environments = {engine.name: _environment(engine, options.pythons) for engine in engines}
+    versions = {name: environment.version for name, environment in environments.items()}
     here = device.detect()
     cells = []
     for model in chosen_models:
@@ -107,6 +108,7 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
             )
         ]
         cells += make_cells(setups, workloads, options.parameters, model.defaults, registry.engines, versions, here)
+    pythons = {name: environment.python for name, environment in environments.items()}
     return Plan(registry, here, cells, pythons, versions)
 
 
@@ -165,13 +167,11 @@ def _engine(registry: plugins.Registry, name: str) -> EngineSpec:
     return registry.engines[check_known("engine", name, registry.engines)]
 
 
-def _version(engine: EngineSpec, python: str) -> str | None:
-    found = interpreters.versions(python, engine.requires)
-    if missing := interpreters.missing(engine, found):
-        raise UsageError(
-            f"engine {engine.name!r} needs {', '.join(missing)} in {python}: pip install 'moe-harness[{engine.name}]'"
-        )
-    return interpreters.version_of(engine, found)
+def _environment(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
+    environment = interpreters.look(engine, chosen)
+    if environment.problem:
+        raise UsageError(environment.problem)
+    return environment
 
 
 def _checkpoint(
@@ -222,8 +222,12 @@ def _notify(registry: plugins.Registry, warn: Callable[[str], None], hook: str, 
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> Mapping[str, str]:
-    """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=`."""
+    """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=` or two values."""
+    found: dict[str, str] = {}
     for pair in pairs:
         if not all(pair.partition("=")):
             raise UsageError(f"{option} {pair}: expected NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
+        name, value = pair.split("=", 1)
+        if found.setdefault(name, value) != value:
+            raise UsageError(f"{option}: two values for {name}, {found[name]} and {value}; one run takes one of them")
+    return found

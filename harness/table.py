@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from harness.precision import EMULATED
+from harness.compare import SAME, compare
+from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
 from harness.records import Record
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
+SETUP = ("engine", "model", "weights", "config")
+WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
 
@@ -58,7 +61,7 @@ def _rows(group: Sequence[Record], everyone: Sequence[Record]) -> Iterable[dict[
 def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) -> dict[str, str]:
     either = perf or ppl
     measured = next((record for record in (perf, ppl) if record and record["effective"]), either)
-    mark = "" if all(r is None or r["status"] != "mismatch" for r in (perf, ppl)) else " (!)"
+    mark = " (!)" if any(r and (r["status"] == "mismatch" or _is_weight_only(r)) for r in (perf, ppl)) else ""
     return {
         "engine": either["engine"],
         "config": either["config"],
@@ -98,18 +101,13 @@ def _mean(record: Record | None, name: str) -> str:
 
 
 def _change(ppl: Record | None, everyone: Sequence[Record]) -> str:
-    """Against BF16 of the same engine and configuration on the same token ids; nothing when there is none."""
-    if ppl is None or ppl["status"] != "ok" or ppl["precision"] == "bf16":
+    """Perplexity against BF16 of the same engine and configuration; nothing where the two are not comparable."""
+    if ppl is None or ppl["precision"] == "bf16":
         return NOTHING
-    same = ("workload", "engine", "engine_version", "model", "weights", "config")
     for base in everyone:
-        if (
-            base["precision"] == "bf16"
-            and base["status"] == "ok"
-            and all(base[name] == ppl[name] for name in same)
-            and base["conditions"]["token_ids_sha256"] == ppl["conditions"]["token_ids_sha256"]
-        ):
-            return f"{(ppl['perplexity'] / base['perplexity'] - 1) * 100:+.2f} %"
+        if base["precision"] == "bf16" and all(base[name] == ppl[name] for name in ("workload", *SETUP)):
+            if found := compare(base, ppl).metrics.get("perplexity"):
+                return f"{(found.ratio - 1) * 100:+.2f} %"
     return NOTHING
 
 
@@ -129,9 +127,49 @@ def notes(records: Sequence[Record]) -> list[str]:
                 what = f"{record['engine']} {record['model']} {record['precision']} {record['workload']}"
                 reasons.setdefault(reason_of(record), []).append(what)
         lines += [f"{status} {', '.join(dict.fromkeys(cells))}: {reason}" for reason, cells in reasons.items()]
+    lines += ranking(records)
+    if weak := _weight_only(records):
+        lines.append(
+            f"(!) {', '.join(weak)}: weight-only, stored low and multiplied in 16 bit; not ranked under that label"
+        )
     if any(record["compute_mode"] == EMULATED for record in records):
         lines.append("emulated rows have no speed: values pass through the format, products are computed in BF16")
     return lines
+
+
+def ranking(records: Sequence[Record]) -> list[str]:
+    """The fastest of each work, and by how much, where the first two are comparable; else what keeps them from it.
+    Only cells that computed what their label says take part."""
+    speed = [r for r in records if r["workload"] == "perf" and r["status"] == "ok" and r["compute_mode"] == NATIVE]
+    lines = []
+    for (*_, batch, input_len, output_len), group in _by(speed, *WORK):
+        if len(group) < 2:
+            continue
+        first, second = sorted(group, key=lambda record: record["mean_latency_ms"])[:2]
+        where = f"batch {batch}, {input_len}+{output_len}"
+        names = [f"{record['engine']} {record['precision']}" for record in (first, second)]
+        found = compare(first, second)
+        if not found.comparable:
+            what = ", ".join(f"{name} ({a} / {b})" for name, (a, b) in found.differing.items())
+            lines.append(f"no ranking at {where}: {names[0]} and {names[1]} are not comparable: {what}")
+            continue
+        latency = found.metrics["latency_ms"]
+        if latency.verdict == SAME:
+            lines.append(f"no difference at {where} between {names[0]} and {names[1]}")
+        else:
+            noise = "noise unknown" if latency.interval is None else "95 %: {:.3f} to {:.3f}".format(*latency.interval)
+            lines.append(
+                f"fastest at {where}: {names[0]}; {names[1]} takes {latency.ratio:.3f} times as long ({noise})"
+            )
+    return lines
+
+
+def _weight_only(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(f"{r['engine']} {r['precision']}" for r in records if _is_weight_only(r)))
+
+
+def _is_weight_only(record: Record) -> bool:
+    return record["compute_mode"] == WEIGHT_ONLY and record["status"] in ("ok", "mismatch")
 
 
 def _by(records: Sequence[Record], *names: str) -> Iterable[tuple[tuple[Any, ...], list[Record]]]:

@@ -2,7 +2,7 @@
 
     PYTHON -m harness.worker EVENTS_FD      # the load arrives as one JSON line on stdin
 
-stdin stays open as a lifeline: when the parent is gone it closes, and the whole process group goes with it.
+stdin stays open as a lifeline: when the parent is gone it closes, and all that the worker started goes with it.
 stdout and stderr belong to the engine; nothing of ours is ever read from them.
 """
 
@@ -17,11 +17,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness import failures, inputs, plugins
+from harness import failures, inputs, plugins, processes
 from harness.cells import Cell, Load
 from harness.engine import EngineSpec, Session
 from harness.errors import LoadFailed
 from harness.serde import from_json, to_json
+from harness.weights import fingerprint
 
 PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
 
@@ -35,8 +36,9 @@ def main(events_fd: int) -> int:
         started = time.perf_counter()
         session = _engine(registry, load).load(load)
         seconds = time.perf_counter() - started
-        facts = _facts(session)
-        channel.send("loaded", facts=facts, load_seconds=seconds)
+        setup = load.setup
+        weights = fingerprint(setup.path, setup.weights, setup.seed)
+        channel.send("loaded", facts=_facts(session), load_seconds=seconds, weights=weights)
     except BaseException as error:
         return _fail(channel, error, while_loading=True)
     try:
@@ -133,6 +135,7 @@ def _watch(lifeline: int) -> None:
     os.closerange(3, lifeline)  # among them the channel, which must close when the worker ends
     os.closerange(lifeline + 1, 256)
     os.read(lifeline, 1)  # until the parent is gone
+    processes.kill_marked(os.environ.get(processes.NAME, ""), spare=os.getpid())
     os.killpg(0, signal.SIGKILL)
 
 

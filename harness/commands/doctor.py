@@ -36,16 +36,14 @@ def examine(pythons: dict[str, str]) -> dict[str, Any]:
     here, registry = device.detect(), discover()
     engines = []
     for engine in registry.engines.values():
-        python = interpreters.python_for(engine.name, pythons)
-        found = interpreters.versions(python, engine.requires)
-        version = interpreters.version_of(engine, found)
-        support = {name: support_of(engine, name, here, version) for name in PRECISIONS}
+        there = interpreters.look(engine, pythons)
+        support = {name: support_of(engine, name, here, there.version) for name in PRECISIONS}
         engines.append(
             {
                 "engine": engine.name,
-                "python": python,
-                "found": found,
-                "missing": interpreters.missing(engine, found),
+                "python": there.python,
+                "found": there.found,
+                "problem": there.problem,
                 "precisions": {name: {"compute_mode": s.mode, "reason": s.reason} for name, s in support.items()},
             }
         )
@@ -78,8 +76,8 @@ def _text(report: dict[str, Any]) -> str:
             ", ".join(f"{name} {version}" for name, version in engine["found"].items() if version) or "nothing it needs"
         )
         lines += ["", f"{engine['engine']}: {found} in {engine['python']}"]
-        if engine["missing"]:
-            lines.append(f"  missing {', '.join(engine['missing'])}: pip install 'moe-harness[{engine['engine']}]'")
+        if engine["problem"]:
+            lines.append(f"  {engine['problem']}")
         for name, support in engine["precisions"].items():
             lines.append(f"  {name:<10}{support['compute_mode']:<13}{support['reason']}")
     if not report["engines"]:

@@ -46,9 +46,10 @@ def _engines() -> list[dict[str, Any]]:
 
     rows = []
     for engine in discover().engines.values():
-        found = interpreters.versions(interpreters.python_for(engine.name, {}), engine.requires)
-        missing = interpreters.missing(engine, found)
-        state = f"missing: {', '.join(missing)}" if missing else ", ".join(f"{k} {v}" for k, v in found.items())
+        there = interpreters.look(engine, {})
+        state = ", ".join(f"{name} {version}" for name, version in there.found.items())
+        if there.problem:
+            state = f"missing: {', '.join(there.missing)}"
         rows.append(
             {
                 "engine": engine.name,
@@ -138,8 +139,7 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
     where = device.detect() if sm is None else device.Device("cuda", f"a GPU of SM {sm}", 1, None, sm)
     rows = []
     for spec in [engines[engine]] if engine else engines.values():
-        found = interpreters.versions(interpreters.python_for(spec.name, {}), spec.requires)
-        version = interpreters.version_of(spec, found)
+        version = interpreters.look(spec, {}).version
         for name in PRECISIONS:
             support = support_of(spec, name, where, version)
             rows.append(

@@ -53,7 +53,7 @@ def measure(session: Session, inputs: Inputs, parameters: Mapping[str, Any], pro
             **speed(generations, len(inputs.ids), parameters["input_len"], output_len),
             "raw": {
                 "latency_ns": [g.finished_ns - g.started_ns for g in generations],
-                "token_ns": [[_since(g.started_ns, r.token_ns) for r in g.responses] for g in generations],
+                "token_ns": [_timelines(generation) for generation in generations],
             },
         },
         conditions={"sampling": "greedy", "ignore_eos": True},
@@ -64,8 +64,17 @@ def run_once(session: Session, inputs: Inputs, parameters: Mapping[str, Any]) ->
     session.generate(inputs.ids, parameters["output_len"])
 
 
-def _since(start_ns: int, times: tuple[int | None, ...]) -> list[int | None]:
-    return [None if time is None else time - start_ns for time in times]
+def _timelines(generation: Generation) -> list[dict[str, Any]]:
+    """Token times since the start, each timeline once with the requests that share it: an engine that steps a whole
+    batch together has one, and a record of 64 requests is then no longer than that of one."""
+    requests: dict[tuple[int | None, ...], list[int]] = {}
+    for index, response in enumerate(generation.responses):
+        requests.setdefault(tuple(response.token_ns), []).append(index)
+    start = generation.started_ns
+    return [
+        {"requests": indices, "ns": [None if time is None else time - start for time in times]}
+        for times, indices in requests.items()
+    ]
 
 
 def _check(generation: Generation, batch_size: int, output_len: int) -> None:

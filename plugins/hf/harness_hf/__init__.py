@@ -30,6 +30,8 @@ def harness_register_engines() -> list[EngineSpec]:
 
 
 def support(precision: str, device: Device, version: str | None) -> Support:
+    if precision == "fp32":
+        return Support(NATIVE)
     if precision != "bf16":
         return Support(
             EMULATED, f"every {precision} value is exact, products are computed in BF16; no native kernels yet"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness import LoadFailed, Setup
+from harness.provenance import PLAIN
 
 EXPERTS = "grouped_mm"  # one product per layer; the fastest of transformers' on a CPU and for prefill on a GPU
-HASHED_WHOLE = 256 << 20  # bytes; of a larger weight file the ends and the size are hashed
 
 
 def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
-    """The model in BF16 on `device`, ready for inference. Raises LoadFailed, or what transformers raises."""
+    """The model on `device`, in FP32 if that is the precision, else in BF16, ready for inference. Raises LoadFailed, or what transformers raises."""
     config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
     if quantised := getattr(config, "quantization_config", None):
         method = (
@@ -32,13 +29,17 @@ def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
+def _dtype(setup: Setup) -> torch.dtype:
+    return torch.float32 if setup.precision == "fp32" else torch.bfloat16
+
+
 def _experts_implementation(setup: Setup) -> str:
     if setup.moe_backend == "auto":
         return EXPERTS
     known = ("eager", *ALL_EXPERTS_FUNCTIONS.valid_keys())
     if setup.moe_backend not in known:
         raise LoadFailed(f"transformers has no experts implementation {setup.moe_backend!r}; it has {', '.join(known)}")
-    if setup.moe_backend == "eager" and setup.precision != "bf16":
+    if setup.moe_backend == "eager" and setup.precision not in PLAIN:
         raise LoadFailed("the eager experts hide the input of their second product, so it cannot be converted")
     return setup.moe_backend
 
@@ -47,7 +48,7 @@ def _stored(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:
     model, info = AutoModelForCausalLM.from_pretrained(
         setup.source,
         config=config,
-        dtype=torch.bfloat16,
+        dtype=_dtype(setup),
         use_safetensors=True,  # never a pickle
         trust_remote_code=setup.trust_remote_code,
         output_loading_info=True,
@@ -65,26 +66,4 @@ def _random(config: Any, setup: Setup, device: torch.device) -> PreTrainedModel:
     """Weights as the model's own initialiser draws them, on the device itself, from the seed."""
     torch.manual_seed(setup.seed)
     with device:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=setup.trust_remote_code)
-
-
-def fingerprint(setup: Setup) -> str | None:
-    """What tells these weights from others: sha256 over names, sizes and contents, or the seed of random ones.
-
-    None for a hub id: its files are transformers' business.
-    """
-    if setup.weights == "dummy":
-        return f"seed {setup.seed}"
-    digest = hashlib.sha256()
-    files = sorted(Path(setup.source).glob("*.safetensors"))
-    for path in files:
-        size = path.stat().st_size
-        digest.update(json.dumps([path.name, size]).encode())
-        with path.open("rb") as file:
-            if size <= HASHED_WHOLE:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(1 << 20))
-                file.seek(size - (1 << 20))
-                digest.update(file.read())
-    return digest.hexdigest() if files else None
+        return AutoModelForCausalLM.from_config(config, dtype=_dtype(setup), trust_remote_code=setup.trust_remote_code)

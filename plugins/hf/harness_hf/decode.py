@@ -41,6 +41,7 @@ class CpuDecoder:
             times.append(time.perf_counter_ns())
         out = torch.cat(tokens, dim=1)
         _check(torch.stack(highest))
+        self.kv_dtype = cache.layers[0].keys.dtype
         return out, times, started, time.perf_counter_ns()
 
 
@@ -80,6 +81,7 @@ class CudaDecoder:
         torch.cuda.synchronize()
         finished = time.perf_counter_ns()
         _check(torch.stack(highest))
+        self.kv_dtype = cache.layers[0].keys.dtype
         times = [started + round(events[0].elapsed_time(event) * 1e6) for event in events[1:]]
         return torch.stack(tokens, dim=1), times, started, max(finished, times[-1])
 

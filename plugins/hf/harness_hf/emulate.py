@@ -18,12 +18,13 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
     """Converts weights in place and wraps the inputs of their products.
 
     `scope`: "experts", or "linear" for every linear layer besides embedding, output head and router too.
-    Returns matrices converted per layer class. Raises LoadFailed when there is nothing to convert, or a dimension
+    A converted module carries `emulated_as`. Returns matrices converted per layer class. Raises LoadFailed when there is nothing to convert, or a dimension
     does not fit the format's blocks.
     """
     converted = {"experts": 0, "linear": 0}
     for name, experts in _experts(model):
         _convert_experts(name, experts, precision)
+        experts.emulated_as = precision
         converted["experts"] += experts.num_experts * len(list(_matrices(experts)))
     if scope == "linear":
         for name, linear in _linears(model):
@@ -32,6 +33,7 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
             linear.register_forward_pre_hook(
                 lambda module, inputs: (activation_through(precision, inputs[0]), *inputs[1:])
             )
+            linear.emulated_as = precision
             converted["linear"] += 1
     if not converted["experts"] and scope == "experts":
         raise LoadFailed(

@@ -1,0 +1,68 @@
+"""What must agree before two records may be compared, and the words for it. A condition nobody knows is None.
+
+Accuracy needs the same weights and token ids and the same cache; speed needs the same work on the same machine, too.
+Scheduler limits and modes are words of one engine: between two engines they are part of what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.cells import Cell
+from harness.device import Device
+
+ACCURACY = ("weights", "token_ids_sha256", "quantize", "kv_dtype", "prefix_cache_hits")
+SPEED = (
+    *ACCURACY,
+    "batch_size",
+    "input_len",
+    "output_len",
+    "sampling",
+    "ignore_eos",
+    "cuda_graphs",
+    "compiled",
+    "tp",
+    "ep",
+    "speculative_decoding",
+    "device",
+    "device_count",
+    "power_limit_w",
+    "profiler",
+)
+SAME_ENGINE = ("chunked_prefill", "max_num_batched_tokens", "max_num_seqs", "cudagraph_mode", "compile_mode")
+CONDITIONS = (*SPEED, *SAME_ENGINE)
+NOTHING_QUANTISED = "nothing"  # agrees with every scope
+
+_FROM_FACTS = ("kv_dtype", "prefix_cache_hits", "cuda_graphs", "compiled", "speculative_decoding", *SAME_ENGINE)
+
+
+def of(
+    cell: Cell, device: Device, facts: Mapping[str, Any], measured: Mapping[str, Any], weights: str | None
+) -> dict[str, Any]:
+    """Every condition of a measured cell, and whatever else the workload says it measured under."""
+    return {
+        **dict.fromkeys(CONDITIONS),
+        "weights": weights,
+        **{name: facts.get(name) for name in _FROM_FACTS},
+        "quantize": facts.get("quantize") or (NOTHING_QUANTISED if facts.get("quant_algo") is None else None),
+        **{name: cell.parameters.get(name) for name in ("batch_size", "input_len", "output_len")},
+        "tp": cell.setup.tp,
+        "ep": cell.setup.ep,
+        "device": device.name,
+        "device_count": max(cell.setup.tp, cell.setup.ep) if device.kind == "cuda" else device.count,
+        "power_limit_w": device.power_limit_w if device.kind == "cuda" else "n/a",
+        "profiler": "off",  # a profiled pass is always another pass
+        **measured,
+    }
+
+
+def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """The conditions among `names` that differ, or that one side does not know: name -> both values."""
+    return {name: (a.get(name), b.get(name)) for name in names if not _agree(name, a.get(name), b.get(name))}
+
+
+def _agree(name: str, a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return False
+    return a == b or name == "quantize" and NOTHING_QUANTISED in (a, b)

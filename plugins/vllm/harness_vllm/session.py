@@ -1,0 +1,143 @@
+"""A loaded vLLM: token ids in, every token's time out, log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from harness import Generation, Load, LoadFailed, OutOfMemory, Response, Unsupported, device
+
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# In its own process the engine core would import vLLM a second time; on a CPU that is half of the start.
+CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+for name, value in {**ENVIRONMENT, **(CPU_ENVIRONMENT if device.detect().kind == "cpu" else {})}.items():
+    os.environ.setdefault(name, value)  # before vLLM reads them
+VARIABLES = {name: value for name, value in sorted(os.environ.items()) if name.startswith("VLLM_")}  # vLLM adds its own
+
+import vllm  # noqa: E402
+from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
+
+from harness_vllm import facts, journal  # noqa: E402
+from harness_vllm.arguments import arguments  # noqa: E402
+
+NS = 1e9
+NO_MEMORY = ("No available memory for the cache blocks", "larger than the available KV cache memory", "is less than")
+NOT_POSSIBLE = (
+    "Failed to find a kernel",
+    "quantization method",
+    "Unknown quantization",
+    "not supported",
+    "Unsupported",
+)
+
+
+class VllmSession:
+    """See harness.engine.Session."""
+
+    def __init__(self, load: Load) -> None:
+        journal.attach()
+        is_cpu = device.detect().kind == "cpu"
+        try:
+            self._llm = vllm.LLM(**arguments(load, is_cpu))
+        except Exception as error:
+            raise _classified(error) from error
+        self._engine = self._llm.llm_engine
+        self._looks = self._llm.collective_rpc("harness_look")  # one per rank
+        self._requests = 0
+        self._cached_tokens: int | None = 0
+
+    def facts(self) -> dict[str, Any]:
+        return facts.facts(self._looks, self._cached_tokens, self._environment())
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
+        """Every engine step hands over what it made (vLLM's streaming path), with the engine core's own time for it."""
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=output_len,
+            min_tokens=output_len,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        tokens: list[list[int]] = [[] for _ in prompts]
+        times: list[list[int | None]] = [[] for _ in prompts]
+        steps = []
+        started = time.perf_counter_ns()  # CLOCK_MONOTONIC, as the engine core's time.monotonic()
+        first = self._submit(prompts, parameters)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                steps.append(
+                    (int(output.request_id) - first, output.outputs[0].token_ids, output.metrics.last_token_ts)
+                )
+                if output.finished:
+                    self._count_cached(output)
+        finished = time.perf_counter_ns()
+        for index, new, when in steps:
+            tokens[index] += new
+            times[index] += [None] * (len(new) - 1) + [
+                round(when * NS)
+            ]  # of tokens that came together the last has a time
+        return Generation(started, finished, tuple(Response(tuple(t), tuple(w)) for t, w in zip(tokens, times)))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        first = self._submit(sequences, parameters)
+        done: dict[int, list[float]] = {}
+        wanted = 0
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    self._count_cached(output)
+                    done[int(output.request_id) - first] = _given(output)
+            while wanted in done:
+                yield done.pop(wanted)
+                wanted += 1
+
+    def _submit(self, sequences: Sequence[Sequence[int]], parameters: SamplingParams) -> int:
+        """Hands all over; returns the number of the first, the others follow it."""
+        first = self._requests
+        for sequence in sequences:
+            self._engine.add_request(
+                str(self._requests), {"type": "token", "prompt_token_ids": list(sequence)}, parameters
+            )
+            self._requests += 1
+        return first
+
+    def _count_cached(self, output: Any) -> None:
+        if self._cached_tokens is not None:
+            cached = output.num_cached_tokens
+            self._cached_tokens = None if cached is None else self._cached_tokens + cached
+
+    def _environment(self) -> dict[str, Any]:
+        look = self._looks[0]
+        return {
+            "python": platform.python_version(),
+            "torch": look["torch"],
+            "cuda": look["cuda"],
+            "threads": look["threads"],
+            "variables": VARIABLES,
+        }
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+        self._llm = self._engine = None
+
+
+def _given(output: Any) -> list[float]:
+    """Log-probability of every token of the prompt but the first, which has none."""
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])
+    return [position[token].logprob for token, position in pairs]
+
+
+def _classified(error: Exception) -> Exception:
+    """A start that failed, in the words of the process it failed in."""
+    words = f"{type(error).__name__}: {error}"
+    if "Engine core initialization failed" in words:
+        words = journal.last_error() or words
+    if any(phrase in words for phrase in NO_MEMORY):
+        return OutOfMemory(words)
+    return (Unsupported if any(phrase in words for phrase in NOT_POSSIBLE) else LoadFailed)(words)
