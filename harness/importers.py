@@ -114,7 +114,8 @@ def _vllm_serve(root: Node) -> dict[str, Any]:
     """vllm/benchmarks/serve.py (0.32). Its latencies are of single requests, its throughput is all tokens over the
     whole run: neither is what our latency and tokens per second mean, and both are left out."""
     names = ("completed", "num_prompts", "total_output_tokens")
-    (completed, num_prompts, tokens), rate = (root.at(name).need().count() for name in names), root.at("request_rate")
+    completed, num_prompts, tokens = (root.at(name).need().count() for name in names)
+    rate = root.at("request_rate") if root.at("ramp_up_strategy").value is None else Node(None, root.place)
     # `backend` names a protocol, not the server; but these keys are read from metrics called vllm:spec_decode_*
     speculative = root.at("spec_decode_num_drafts").value is not None
     return {
@@ -242,21 +243,20 @@ def _aiperf(root: Node) -> dict[str, Any]:
     if root.at("is_complete").value is False or root.at("was_cancelled").value is True:
         found |= {"status": "mismatch", "reason": root.at("incomplete_reason").text() or "the run did not complete"}
     sent, answered = root.at("usage_prompt_tokens"), root.at("usage_completion_tokens")  # as the server counted
-    cached, extra = root.at("usage_prompt_cache_read_tokens"), config.at("endpoint", "extra").value
-    extra = extra if isinstance(extra, dict) else {}
+    cached, extra = root.at("usage_prompt_cache_read_tokens"), config.at("endpoint", "extra")
     return {
         **found,
         "model": names[0] if len(names) == 1 else None,
         "written_at": root.at("end_time").time(),
-        "request_rate": phase.at("rate").number(),
+        "request_rate": None if {"rate_ramp", "rate_series"} & set(phase.value or ()) else phase.at("rate").number(),
         "max_concurrency": phase.at("concurrency").count(),
         "burstiness": shape.get(phase.at("type").text()),
         "input_len": _only(sent.at(end).number() for end in ("min", "max")),
         "output_len": _only(answered.at(end).number() for end in ("min", "max")),
         **_aiperf_times(root, answered),
         "conditions": {
-            "ignore_eos": extra.get("ignore_eos") if isinstance(extra.get("ignore_eos"), bool) else None,
-            "sampling": "greedy" if extra.get("temperature") == 0 else None,
+            "ignore_eos": extra.at("ignore_eos").value if isinstance(extra.at("ignore_eos").value, bool) else None,
+            "sampling": "greedy" if extra.at("temperature").value == 0 else None,
             "prefix_cache_hits": cached.at("sum").count() if cached.at("count").value == completed else None,
         },
     }

@@ -145,7 +145,8 @@ def ranking(records: Sequence[Record]) -> list[str]:
     for (*_, batch, input_len, output_len), group in _by(speed, *WORK):
         if len(group) < 2:
             continue
-        first, second = sorted(group, key=lambda record: record["mean_latency_ms"])[:2]
+        first, *others = sorted(group, key=lambda record: record["mean_latency_ms"])
+        second = next((other for other in others if compare(first, other).comparable), others[0])
         where = f"batch {batch}, {input_len}+{output_len}"
         names = [f"{record['engine']} {record['precision']}" for record in (first, second)]
         found = compare(first, second)

@@ -24,7 +24,7 @@ HEAVY = {
 # A module imports only from floors above its own line.
 FLOORS = [
     ["errors", "precision", "serde", "device", "weights", "processes"],
-    ["cells", "profiler", "names", "corpus", "failures", "provenance"],
+    ["cells", "profiler", "names", "jsonfile", "corpus", "failures", "provenance"],
     ["engine", "models", "inputs"],
     ["workload", "metrics", "interpreters"],
     ["plan", "hookspecs", "conditions"],

@@ -46,15 +46,16 @@ class CpuDecoder:
 
 
 class CudaDecoder:
-    """Eager prefill into a static cache, then compiled steps replayed as CUDA graphs."""
+    """Eager prefill into a static cache, then compiled steps replayed as CUDA graphs; in FP32, for which PyTorch has no
+    grouped product that a graph could hold, eager steps."""
 
     clock = "torch.cuda.Event on the model's stream"
-    cuda_graphs = compiled = True
 
     def __init__(self, model: PreTrainedModel, max_sequence: int) -> None:
         self._model, self._max_sequence = model, max_sequence
         self._caches: dict[int, StaticCache] = {}
-        self._step = torch.compile(self._forward, mode="reduce-overhead")
+        self.cuda_graphs = self.compiled = model.dtype != torch.float32
+        self._step = torch.compile(self._forward, mode="reduce-overhead") if self.compiled else self._forward
 
     def _forward(self, step_AT: torch.Tensor, cache: StaticCache) -> tuple[torch.Tensor, torch.Tensor]:
         logits_AV = self._model(input_ids=step_AT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[

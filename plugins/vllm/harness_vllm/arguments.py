@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness import Load, Setup, Unsupported
+from harness.provenance import PLAIN
 
 ONLINE = {"fp8": "fp8_per_tensor", "fp8_block": "fp8_per_block", "mxfp4": "mxfp4"}  # vLLM converts while it loads
 LEAST_SEQS = 128  # vLLM's smallest default of max_num_seqs
@@ -41,27 +42,42 @@ def arguments(load: Load, is_cpu: bool) -> dict[str, Any]:
 
 
 def _weights(setup: Setup) -> dict[str, Any]:
-    """Where the weights come from and how they become `setup.precision`: stored so, or converted by vLLM."""
+    """Where the weights come from and how they become `setup.precision`: stored so, converted by vLLM while it loads,
+    or random in the layout of a checkpoint that has that precision."""
     chosen: dict[str, Any] = {"load_format": "dummy"} if setup.weights == "dummy" else {}
-    if setup.precision in ("bf16", "fp32") or setup.checkpoint:
+    if setup.precision in PLAIN or setup.checkpoint:
         return chosen
-    if setup.precision == "nvfp4":
-        if setup.weights != "dummy":
-            raise Unsupported("vLLM makes no nvfp4 of other weights: give --checkpoint nvfp4=PATH, or --weights dummy")
-        return {**chosen, "hf_overrides": {"quantization_config": _modelopt_nvfp4(setup.quantize)}}
+    if setup.precision in LAYOUTS and setup.weights == "dummy":
+        layout = LAYOUTS[setup.precision](setup.quantize)
+        return {**chosen, "hf_overrides": {"quantization_config": layout}}
     return {**chosen, **_online(setup)}
 
 
 def _modelopt_nvfp4(scope: str) -> dict[str, Any]:
-    """What ModelOpt writes into config.json, for weights that were never converted."""
+    """What ModelOpt writes into config.json."""
     ignore = ["lm_head", "*mlp.gate", "*shared_expert_gate", *(["*self_attn*"] if scope == "experts" else [])]
     return {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ignore}
+
+
+def _llm_compressor_mxfp4(scope: str) -> dict[str, Any]:
+    """What llm-compressor writes into config.json."""
+    weights = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
+    form = "mxfp4-pack-quantized"
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": {"targets": ["Linear"], "format": form, "weights": weights}},
+        "ignore": [*NOT_PRODUCTS, *(["re:.*self_attn.*"] if scope == "experts" else [])],
+    }
+
+
+LAYOUTS = {"nvfp4": _modelopt_nvfp4, "mxfp4": _llm_compressor_mxfp4}
 
 
 def _online(setup: Setup) -> dict[str, Any]:
     from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES
 
-    name = ONLINE[setup.precision]
+    name = ONLINE.get(setup.precision)
     if name not in ONLINE_QUANT_SHORTHAND_NAMES:
         raise Unsupported(
             f"this vLLM cannot convert weights to {setup.precision}: give --checkpoint {setup.precision}=PATH"

@@ -37,7 +37,7 @@ class Inspector:
             "attention": _attention(model),
             "config": _config(self.vllm_config),
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "cuda": torch.version.cuda,
         }
 

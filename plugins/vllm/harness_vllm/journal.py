@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 
 FILE = Path("vllm.log")  # the processes share the folder they were started in
-WORTH_KEEPING = re.compile(r"MoE backend|MoE config|native support|attention backend|JIT|jit|CUDA graph|cudagraph")
-KEPT = 40  # lines
+WORTH_KEEPING = re.compile(
+    r"^Using .*(backend|MoE config)|does not have native support|JIT compilation during inference"
+)
+KEPT, LONGEST = 40, 400  # lines, characters
 
 
 def attach() -> None:
@@ -34,7 +36,7 @@ def lines() -> list[str]:
 
 def remarks() -> list[str]:
     """Lines about the choice of kernels, each once, in order."""
-    return list(dict.fromkeys(line.strip() for line in lines() if WORTH_KEEPING.search(line)))[:KEPT]
+    return list(dict.fromkeys(line[:LONGEST] for line in lines() if WORTH_KEEPING.search(line)))[:KEPT]
 
 
 def potential_backends() -> list[str] | None:
