@@ -1,7 +1,6 @@
 """Starts workers on this machine, one at a time, and turns whatever happens to them into an outcome per cell.
 
-Every worker leads a process group of its own and marks its environment; whatever is in the group or carries the mark
-is killed when the worker ends, hangs, or the user stops.
+Every worker has a supervisor, which kills it and all it started when it ends, hangs, or the user stops.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import device, failures, processes
+from harness import device, failures
 from harness.cells import Cell, Load
 from harness.failures import Failure
 from harness.serde import to_json
 
 TICK_S = 0.2
+STOP_S = 10.0  # for the supervisor to kill what is left
 MEMORY_BACK_S = 30.0
 MEMORY_SLACK = 256 << 20  # bytes; another process may take a little meanwhile
 
@@ -79,7 +79,6 @@ class _Worker:
         self._memory_before = device.gpu_memory_used()
         self._oom_kills = failures.oom_kill_count()
         self._folder = tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
-        self._mark = processes.new_mark()
         self._events, write_end = os.pipe()
         with log.open("ab") as output:
             self._log_start = output.tell()  # an earlier worker of this load wrote what is before
@@ -90,13 +89,7 @@ class _Worker:
                 stderr=output,
                 pass_fds=(write_end,),
                 cwd=self._folder.name,
-                env={
-                    **os.environ,
-                    "PYTHONSAFEPATH": "1",
-                    "PYTHONUNBUFFERED": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                    processes.NAME: self._mark,
-                },
+                env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
                 start_new_session=True,
             )
         os.close(write_end)
@@ -172,19 +165,22 @@ class _Worker:
         try:
             return self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._process.stdin.close()  # the supervisor's sign
             return self._process.wait()
 
     def stop(self) -> None:
         """Ends the worker and whatever it started, and waits until its GPU memory is back."""
         if self._done:
             self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            pass
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # the group is gone, as it should be
             pass
-        processes.kill_marked(self._mark)
-        self._process.stdin.close()
         self._process.wait()
         os.close(self._events)
         self._folder.cleanup()

@@ -2,7 +2,7 @@
 
     PYTHON -m harness.worker EVENTS_FD      # the load arrives as one JSON line on stdin
 
-stdin stays open as a lifeline: when the parent is gone it closes, and all that the worker started goes with it.
+stdin stays open as a lifeline: when the launcher closes it, or is gone, all that the worker started goes with it.
 stdout and stderr belong to the engine; nothing of ours is ever read from them.
 """
 
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from harness import failures, inputs, plugins, processes
+from harness import failures, inputs, plugins
 from harness.cells import Cell, Load
 from harness.engine import EngineSpec, Session
 from harness.errors import LoadFailed
 from harness.serde import from_json, to_json
+from harness.supervisor import supervise
 from harness.weights import fingerprint
 
 PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
@@ -124,19 +124,8 @@ def _take_stdin() -> str:
     lifeline = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     line = os.fdopen(os.dup(lifeline), encoding="utf-8").readline()
-    if os.fork() == 0:
-        _watch(lifeline)
-    os.close(lifeline)
+    supervise(lifeline)
     return line
-
-
-def _watch(lifeline: int) -> None:
-    """In a process, not a thread: native code that keeps Python's lock would keep a thread from waking."""
-    os.closerange(3, lifeline)  # among them the channel, which must close when the worker ends
-    os.closerange(lifeline + 1, 256)
-    os.read(lifeline, 1)  # until the parent is gone
-    processes.kill_marked(os.environ.get(processes.NAME, ""), spare=os.getpid())
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

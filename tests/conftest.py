@@ -74,7 +74,7 @@ class Harness:
     def __call__(self, *arguments: object, **options) -> subprocess.CompletedProcess:
         process = self.start(*arguments, **options)
         try:
-            stdout, _ = process.communicate(timeout=60)
+            stdout, _ = process.communicate(timeout=180)
         finally:
             process.kill()
             process.wait()
@@ -108,11 +108,13 @@ class Harness:
         return [json.loads(path.read_text()) for path in sorted((self.folder / folder / "records").glob("*.json"))]
 
     def processes(self) -> dict[int, str]:
-        """Those that carry this test's mark, whoever their parent is by now: id and command line."""
+        """Those that carry this test's mark or work in its folders, whoever their parent is by now: id and command line.
+        An environment alone does not do: a process that gives itself a title writes over it."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if self._mark.encode() in (process / "environ").read_bytes():
+                is_marked = self._mark.encode() in (process / "environ").read_bytes()
+                if is_marked or str(self.temporary) in os.readlink(process / "cwd"):
                     found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:  # it ended, or is not ours
                 pass

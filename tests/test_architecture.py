@@ -23,7 +23,7 @@ HEAVY = {
 
 # A module imports only from floors above its own line.
 FLOORS = [
-    ["errors", "precision", "serde", "device", "weights", "processes"],
+    ["errors", "precision", "serde", "device", "weights", "supervisor"],
     ["cells", "profiler", "names", "jsonfile", "corpus", "failures", "provenance"],
     ["engine", "models", "inputs"],
     ["workload", "metrics", "interpreters"],

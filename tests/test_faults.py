@@ -29,7 +29,12 @@ LOST_ONE = [  # a sin committed by fp8 only, the workloads it costs, and what th
     ("memory_limit:fp8:load", ["ppl", "perf", "count"], "out_of_memory", "MemoryError"),
     ("no_facts:fp8:facts", ["ppl", "perf", "count"], "load_failed", "facts"),
     ("bare_facts:fp8:facts", ["ppl", "perf", "count"], "load_failed", "facts"),
+    ("leave_session:load,leave_orphan:score,raise:fp8:score", ["ppl"], "crashed", "the parrot is no more"),
+    ("leave_session:load,leave_orphan:score,segfault:fp8:score", ["ppl"], "crashed", "killed by SIGSEGV"),
+    ("leave_session:load,leave_orphan:score,stuck:fp8:score", ["ppl"], "timeout", "nothing heard for 3 s"),
+    ("leave_session:load,leave_orphan:load,raise:fp8:load", ["ppl", "perf", "count"], "load_failed", "the parrot"),
 ]
+LEFT = ["leave_child:load", "leave_session:load", "leave_orphan:load", "leave_session:load,leave_orphan:generate"]
 
 
 def statuses(harness) -> dict[tuple[str, str], str]:
@@ -72,7 +77,18 @@ def test_a_failing_engine_costs_only_the_cells_it_failed_in(harness, sin, lost, 
 
 
 @pytest.mark.parametrize(
-    "sin", ["chatty", "leave_child", "markup_facts", "raise:close", "segfault:close", "exit:close"]
+    "sin",
+    [
+        "chatty",
+        "leave_child",
+        "leave_session",
+        "leave_orphan",
+        "leave_session:close,leave_orphan:close",
+        "markup_facts",
+        "raise:close",
+        "segfault:close",
+        "exit:close",
+    ],
 )
 def test_an_odd_but_right_engine_costs_nothing(harness, sin):
     done = harness.measure(*CELLS, sin=sin)
@@ -131,8 +147,9 @@ def stopped(harness, wait_until):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(harness, stopped, number):
-    assert stopped(number, "leave_child:load,hang:fp8:generate") == 130
+@pytest.mark.parametrize("left", LEFT)
+def test_a_stopped_run_keeps_what_is_finished_and_leaves_no_process(harness, stopped, number, left):
+    assert stopped(number, f"{left},hang:fp8:generate") == 130
     assert "Traceback" not in harness.stderr()
     assert statuses(harness) == expected("interrupted", "perf", "count")
     (listed,) = json.loads((harness.folder / "out/failure_results.json").read_text()).values()
@@ -151,9 +168,10 @@ def test_a_stopped_run_does_not_overwrite_an_older_record(harness, stopped):
     assert before.items() <= {record["key"]: record for record in harness.records()}.items()
 
 
-@pytest.mark.parametrize("sin", ["leave_child:load,hang:fp8:generate", "leave_child:load,stuck:fp8:generate"])
-def test_a_killed_parent_leaves_no_process(stopped, sin):
-    assert stopped(signal.SIGKILL, sin) == -signal.SIGKILL
+@pytest.mark.parametrize("sin", ["hang:fp8:generate", "stuck:fp8:generate"])
+@pytest.mark.parametrize("left", LEFT)
+def test_a_killed_parent_leaves_no_process(stopped, sin, left):
+    assert stopped(signal.SIGKILL, f"{left},{sin}") == -signal.SIGKILL
 
 
 def test_an_engine_stuck_in_native_code_times_out(harness):

@@ -23,6 +23,7 @@ def harness_register_engines() -> list[EngineSpec]:
             support=support,
             load=load,
             options=frozenset({"quantize", "tp", "ep", "moe_backend"}),
+            install="make venv-vllm (in a checkout), or any environment with moe-harness and vllm, as --python vllm=PATH",
         )
     ]
 

@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
 
 from harness_vllm import facts, journal  # noqa: E402
 from harness_vllm.arguments import arguments  # noqa: E402
+from harness_vllm.core_process import CoreProcesses  # noqa: E402
 
 NS = 1e9
 NO_MEMORY = ("No available memory for the cache blocks", "larger than the available KV cache memory", "is less than")
@@ -45,6 +46,7 @@ class VllmSession:
         except Exception as error:
             raise _classified(error) from error
         self._engine = self._llm.llm_engine
+        self._core = CoreProcesses()
         self._looks = self._llm.collective_rpc("harness_look")  # one per rank
         self._requests = 0
         self._cached_tokens: int | None = 0
@@ -123,6 +125,7 @@ class VllmSession:
 
     def close(self) -> None:
         if self._engine is not None:
+            self._core.expect_end()
             self._engine.engine_core.shutdown()
         self._llm = self._engine = None
 

@@ -56,6 +56,24 @@ def fill_disk() -> None:
         pass
 
 
+def leave_session() -> None:
+    """As a server that makes itself a daemon: out of the process group, and with nothing in its environment."""
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+
+
+def leave_orphan() -> None:
+    """Forked twice, each in a session of its own; it never becomes another program, so it holds all that we hold."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(600)
+    os._exit(0)
+
+
 def raise_error() -> None:
     raise RuntimeError("the parrot\nis no more")
 
@@ -66,6 +84,8 @@ SINS = {
     "fill_disk": fill_disk,
     "hang": lambda: time.sleep(600),
     "leave_child": lambda: subprocess.Popen(["sleep", "600"]),
+    "leave_orphan": leave_orphan,
+    "leave_session": leave_session,
     "memory_limit": exhaust_memory,
     "raise": raise_error,
     "segfault": lambda: signal.raise_signal(signal.SIGSEGV),
