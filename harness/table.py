@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from harness.compare import SAME, compare
+from harness.compare import SAME, Difference, compare
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
 from harness.records import Record
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
-SETUP = ("engine", "model", "weights", "config")
 WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
@@ -38,7 +37,11 @@ def _table(records: Sequence[Record]) -> Any:
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
     different = {name: {row[name] for row in rows} - {NOTHING} for name in rows[0]}
-    shown = [name for name in rows[0] if name not in ("config", "batch x in+out") or len(different[name]) > 1]
+    shown = [
+        name
+        for name in rows[0]
+        if name not in ("config", "batch x in+out", "vs bf16") or len(different[name]) > (name != "vs bf16")
+    ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
         table.add_column(name.replace(" ", "\n", 1), justify="left" if name in WORDS else "right", no_wrap=True)
@@ -71,11 +74,12 @@ def _row(perf: Record | None, ppl: Record | None, everyone: Sequence[Record]) ->
         if _has_speed(perf)
         else NOTHING,
         "latency ms": _number(perf, "mean_latency_ms", ".1f"),
+        "vs bf16": _speedup(_against_bf16(perf, everyone, "latency_ms")),
         "TTFT ms": _mean(perf, "ttft_ms"),
         "ITL ms": _mean(perf, "itl_ms"),
         "output tok/s": _number(perf, "output_tokens_per_sec", ".1f"),
         "perplexity": _number(ppl, "perplexity", ".4f", speed=False),
-        "change": _change(ppl, everyone),
+        "change": _change(_against_bf16(ppl, everyone, "perplexity")),
         "MoE backend": str(measured["moe_backend"] or NOTHING),
     }
 
@@ -100,15 +104,26 @@ def _mean(record: Record | None, name: str) -> str:
     return format(record[name]["mean"], ".2f") if _has_speed(record) and record.get(name) else NOTHING
 
 
-def _change(ppl: Record | None, everyone: Sequence[Record]) -> str:
-    """Perplexity against BF16 of the same engine and configuration; nothing where the two are not comparable."""
-    if ppl is None or ppl["precision"] == "bf16":
-        return NOTHING
+def _against_bf16(record: Record | None, everyone: Sequence[Record], metric: str) -> Difference | None:
+    """Against the same work in BF16 on the same engine and configuration; None where the two are not comparable."""
+    if record is None or record["precision"] == "bf16":
+        return None
+    same = ("workload", "engine", *WORK)
     for base in everyone:
-        if base["precision"] == "bf16" and all(base[name] == ppl[name] for name in ("workload", *SETUP)):
-            if found := compare(base, ppl).metrics.get("perplexity"):
-                return f"{(found.ratio - 1) * 100:+.2f} %"
-    return NOTHING
+        if base["precision"] == "bf16" and all(base.get(name) == record.get(name) for name in same):
+            if found := compare(base, record).metrics.get(metric):
+                return found
+    return None
+
+
+def _speedup(found: Difference | None) -> str:
+    if found is None:
+        return NOTHING
+    return "same" if found.verdict == SAME else f"{1 / found.ratio:.2f} x"
+
+
+def _change(found: Difference | None) -> str:
+    return NOTHING if found is None else f"{(found.ratio - 1) * 100:+.2f} %"
 
 
 def notes(records: Sequence[Record]) -> list[str]:

@@ -31,7 +31,7 @@ BROKEN = {  # what an interpreter that is none does instead, and words of the co
 
 def script(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\nPYTHON='{sys.executable}'\n{text}\n")
+    path.write_text(f'#!/bin/sh\nPYTHON="{sys.executable}"\n{text}\n')
     path.chmod(0o755)
     return path
 
@@ -50,12 +50,12 @@ def bare(path: Path, **found: str) -> Path:
     site.mkdir(parents=True)
     for name, version in found.items():
         distribution(site, name.replace("_", "-"), version)
-    return script(path, f'PYTHONPATH='{site}' exec "$PYTHON" -S "$@"')
+    return script(path, f'PYTHONPATH="{site}" exec "$PYTHON" -S "$@"')
 
 
 def telling(path: Path) -> Path:
     """The interpreter of the tests, which leaves a line in `used` for each start."""
-    return script(path, f'echo "$@" >>'{path.parent}/used'\nexec "$PYTHON" "$@"')
+    return script(path, f'echo "$@" >>"{path.parent}/used"\nexec "$PYTHON" "$@"')
 
 
 def doctor(harness, engine: str, *arguments: object) -> dict:
