@@ -12,6 +12,7 @@ from harness.records import Record
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
+LEAST_DIFFERENT = {"config": 2, "batch x in+out": 2, "vs bf16": 1}  # values, for the column to be shown
 WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
@@ -37,11 +38,7 @@ def _table(records: Sequence[Record]) -> Any:
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
     different = {name: {row[name] for row in rows} - {NOTHING} for name in rows[0]}
-    shown = [
-        name
-        for name in rows[0]
-        if name not in ("config", "batch x in+out", "vs bf16") or len(different[name]) > (name != "vs bf16")
-    ]
+    shown = [name for name in rows[0] if len(different[name]) >= LEAST_DIFFERENT.get(name, 0)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
         table.add_column(name.replace(" ", "\n", 1), justify="left" if name in WORDS else "right", no_wrap=True)
