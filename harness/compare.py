@@ -19,7 +19,7 @@ from harness.precision import EMULATED
 BETTER, WORSE, SAME, UNKNOWN = "better", "worse", "no difference", "noise unknown"
 CONFIDENCE = 0.95
 NOISE = "noise"  # what --assume calls metrics without samples
-TOLD = ("engine", "engine_version", "precision", "compute_mode", "moe_backend", "attention_backend", "driver")
+TOLD = ("model", "engine", "engine_version", "precision", "compute_mode", "moe_backend", "attention_backend", "driver")
 
 Record = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ class Comparison:
 def compare(a: Record, b: Record, assume: Iterable[str] = ()) -> Comparison:
     """`assume`: conditions taken to agree where one side does not know them, or "all"; NOISE takes it to be zero."""
     assume = set(assume)
-    common = [name for name, metric in METRICS.items() if _both(a, b, metric.value)]
+    common = common_metrics(a, b)
     differing = _refusals(a, b, common) or _disagreements(a, b, common, assume)
     told = {name: pair for name in TOLD if (pair := (_told(a, name), _told(b, name)))[0] != pair[1]}
     metrics = {}
@@ -69,6 +69,10 @@ def compare(a: Record, b: Record, assume: Iterable[str] = ()) -> Comparison:
         is_assumed_quiet = bool(assume & {NOISE, "all"})
         metrics = {name: _difference(METRICS[name], a, b, is_assumed_quiet) for name in common}
     return Comparison(differing, told, metrics)
+
+
+def common_metrics(a: Record, b: Record) -> list[str]:
+    return [name for name, metric in METRICS.items() if _are_measured(a, b, metric.value)]
 
 
 def regressions(comparison: Comparison, tolerance: float) -> list[str]:
@@ -100,13 +104,7 @@ def _disagreements(a: Record, b: Record, common: Sequence[str], assume: set[str]
     if a["engine"] == b["engine"]:
         names = (*names, *conditions.SAME_ENGINE) if names is conditions.SPEED else names
     found = conditions.disagreements(a["conditions"], b["conditions"], names)
-    if a["model"] != b["model"] and found.get("weights"):
-        found["model"] = (a["model"], b["model"])
-    return {
-        name: pair
-        for name, pair in found.items()
-        if not (None in pair and assume & {name, "all"} or name == "model" and "all" in assume)
-    }
+    return {name: pair for name, pair in found.items() if not (None in pair and assume & {name, "all"})}
 
 
 def _told(record: Record, name: str) -> Any:
@@ -115,8 +113,9 @@ def _told(record: Record, name: str) -> Any:
     return record.get(name, (record.get("effective") or {}).get(name))
 
 
-def _both(a: Record, b: Record, value: Callable[[Record], float | None]) -> bool:
-    return value(a) is not None and value(b) is not None
+def _are_measured(a: Record, b: Record, value: Callable[[Record], float | None]) -> bool:
+    """Zero is no measurement: the ITL of tokens that came in one piece, for one."""
+    return all(number is not None and number > 0 for number in (value(a), value(b)))
 
 
 def _difference(metric: Metric, a: Record, b: Record, is_assumed_quiet: bool) -> Difference:

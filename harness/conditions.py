@@ -6,11 +6,12 @@ Scheduler limits and modes are words of one engine: between two engines they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.cells import Cell
 from harness.device import Device
+from harness.weights import same_weights
 
 ACCURACY = ("weights", "token_ids_sha256", "quantize", "kv_dtype", "prefix_cache_hits")
 SPEED = (
@@ -57,7 +58,7 @@ def of(
     }
 
 
-def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """The conditions among `names` that differ, or that one side does not know: name -> both values."""
     return {name: (a.get(name), b.get(name)) for name in names if not _agree(name, a.get(name), b.get(name))}
 
@@ -65,4 +66,6 @@ def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, 
 def _agree(name: str, a: Any, b: Any) -> bool:
     if a is None or b is None:
         return False
+    if name == "weights":
+        return same_weights(a, b)
     return a == b or name == "quantize" and NOTHING_QUANTISED in (a, b)

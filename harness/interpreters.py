@@ -13,7 +13,9 @@ from harness.engine import EngineSpec
 from harness.errors import UsageError
 
 _ASK = """
-import json, sys
+import sys
+sys.path = [path for path in sys.path if path]  # before Python 3.11 the folder one is in comes first
+import json
 from importlib import metadata
 found = {}
 for name in sys.argv[1:]:
@@ -32,6 +34,7 @@ class Environment:
     python: str
     found: Mapping[str, str | None]  # version of each distribution the engine requires; None where it is missing
     problem: str | None = None  # why the engine cannot run there, and what to do
+    is_broken: bool = False  # the interpreter, or what is installed in it, not just something missing
 
     @property
     def version(self) -> str | None:
@@ -49,7 +52,7 @@ def look(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
     try:
         found = versions(python, engine.requires)
     except UsageError as error:
-        return Environment(python, dict.fromkeys(engine.requires), str(error))
+        return Environment(python, dict.fromkeys(engine.requires), str(error), is_broken=True)
     there = Environment(python, found)
     if not there.missing:
         return there
@@ -94,11 +97,15 @@ def _ask(python: str, names: list[str]) -> dict[str, str | None]:
     import subprocess
 
     try:
-        answer = subprocess.run([python, "-c", _ASK, *names], capture_output=True, text=True)
+        env = {**os.environ, "PYTHONSAFEPATH": "1"}
+        answer = subprocess.run([python, "-c", _ASK, *names], capture_output=True, text=True, env=env)
         if answer.returncode:
             words = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
             raise UsageError(f"{python} is no working Python: {words[-1]}")
-        return json.loads(answer.stdout)
+        found = json.loads(answer.stdout)
+        if not isinstance(found, dict) or found.keys() != set(names):
+            raise ValueError(f"asked for versions, it answered {answer.stdout[:80]!r}")
+        return found
     except (OSError, ValueError) as error:  # it cannot be executed, or what it printed is no answer
         raise UsageError(f"{python} is no working Python: {error}") from error
 

@@ -39,7 +39,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None  # which weights these are; see harness.weights
+    weights: str | None = None  # which they are; see harness.weights.identity
     load_seconds: float | None = None
 
 

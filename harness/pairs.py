@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import importers, records
-from harness.compare import Comparison, compare, regressions
+from harness.compare import Comparison, common_metrics, compare, regressions
 from harness.errors import UsageError
 from harness.records import Record
 
@@ -22,10 +23,6 @@ class Pair:
     a: Record
     b: Record
     comparison: Comparison
-
-    @property
-    def label(self) -> str:
-        return _about(self.a) if _about(self.a) == _about(self.b) else f"{_about(self.a)} -> {_about(self.b)}"
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,17 @@ class Pairs:
     def regressions(self, tolerance: float) -> list[tuple[Pair, str]]:
         return [(pair, name) for pair in self.pairs for name in regressions(pair.comparison, tolerance)]
 
+    def labels(self) -> list[str]:
+        """One for each pair, no two alike: short where that is enough, else with configuration, weights and dataset."""
+        short, long = ([_both(pair, say) for pair in self.pairs] for say in (_about, _all_about))
+        names = [brief if short.count(brief) == 1 else full for brief, full in zip(short, long)]
+        return [n if names.count(n) == 1 else f"{n} #{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+
     def to_json(self) -> dict[str, Any]:
         """`{comparable, differing, metrics}` of the one pair; of several the names carry the pair's label."""
         metrics, differing = {}, {}
-        for pair in self.pairs:
-            prefix = f"{pair.label}: " if len(self.pairs) > 1 else ""
+        for pair, label in zip(self.pairs, self.labels()):
+            prefix = f"{label}: " if len(self.pairs) > 1 else ""
             metrics |= {prefix + name: asdict(found) for name, found in pair.comparison.metrics.items()}
             differing |= {prefix + name: {"a": a, "b": b} for name, (a, b) in pair.comparison.differing.items()}
         differing |= {
@@ -57,8 +60,8 @@ class Pairs:
     def text(self, tolerance: float) -> str:
         worse = {(id(pair), name) for pair, name in self.regressions(tolerance)}
         lines: list[str] = []
-        for pair in self.pairs:
-            lines += [pair.label, *_verdict(pair, worse), ""]
+        for pair, label in zip(self.pairs, self.labels()):
+            lines += [label, *_verdict(pair, worse), ""]
         lines += [f"only in {side}: {_about(record)} ({record['status']})" for side, record in self.alone]
         return "\n".join(lines).rstrip() or "nothing to compare"
 
@@ -66,7 +69,7 @@ class Pairs:
 def read(path: Path) -> list[Record]:
     """Records of an output folder, a record's own file, or another tool's results. Raises UsageError for anything
     else, and for a folder without records."""
-    if path.is_dir():
+    if os.path.isdir(path):
         if found := list(records.read_folder(path)):
             return found
         raise UsageError(f"{str(path)!r}: no records in it; give an output folder of `harness run`, or a record")
@@ -74,14 +77,15 @@ def read(path: Path) -> list[Record]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{str(path)!r}: {error.strerror}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     return [content] if records.is_record(content) else importers.read(path)
 
 
 def pair_up(a: Sequence[Record], b: Sequence[Record], assume: Iterable[str] = ()) -> Pairs:
     """Two single records are a pair whatever they are. Else equal work is matched, first that of equal engine and
-    precision, then what is left one to one. Cells that were skipped on both sides are left out."""
+    precision, then what is left one to one. Cells that were skipped on both sides are left out, and workloads whose
+    results are no metric."""
     if len(a) == len(b) == 1:
         return Pairs([Pair(a[0], b[0], compare(a[0], b[0], assume))], [])
     left_a, left_b = _by_work(a), _by_work(b)
@@ -91,7 +95,8 @@ def pair_up(a: Sequence[Record], b: Sequence[Record], assume: Iterable[str] = ()
         ours, theirs = left_a.get(work, []), left_b.get(work, [])
         for x, y in _matches(ours, theirs):
             ours, theirs = [r for r in ours if r is not x], [r for r in theirs if r is not y]
-            if not x["status"] == y["status"] == "skipped":
+            is_measured = x["status"] == y["status"] == "ok"
+            if not x["status"] == y["status"] == "skipped" and (common_metrics(x, y) or not is_measured):
                 pairs.append(Pair(x, y, compare(x, y, assume)))
         alone += [("A", record) for record in ours if record["status"] != "skipped"]
         alone += [("B", record) for record in theirs if record["status"] != "skipped"]
@@ -100,7 +105,7 @@ def pair_up(a: Sequence[Record], b: Sequence[Record], assume: Iterable[str] = ()
 
 def _matches(a: Sequence[Record], b: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
     taken: set[int] = set()
-    for names in (LABEL, ("precision",), ("engine",), ()):
+    for names in (("key",), LABEL, ("precision",), ("engine",), ()):
         for x in a:
             same = [y for y in b if id(y) not in taken and all(x[name] == y[name] for name in names)]
             if id(x) not in taken and len(same) == 1:
@@ -115,11 +120,23 @@ def _by_work(found: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
     return groups
 
 
+def _both(pair: Pair, say: Callable[[Record], str]) -> str:
+    a, b = say(pair.a), say(pair.b)
+    return a if a == b else f"{a} -> {b}"
+
+
 def _about(record: Record) -> str:
-    words = [record["engine"], record["engine_version"], record["model"], record["precision"], record["workload"]]
+    words = [record[name] for name in ("engine", "engine_version", "model", "precision", "workload")]
     if record.get("output_len"):
         words.append(f"batch {record.get('batch_size')}, {record.get('input_len')}+{record['output_len']}")
     return " ".join(str(word) for word in words if word is not None)
+
+
+def _all_about(record: Record) -> str:
+    details = [record["config"], f"{record['weights']} weights", record.get("dataset")]
+    if record.get("input_len"):
+        details.append(f"{record['input_len']} tokens in")
+    return f"{_about(record)} ({', '.join(str(detail) for detail in details if detail is not None)})"
 
 
 def _verdict(pair: Pair, worse: set[tuple[int, str]]) -> Iterator[str]:

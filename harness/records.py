@@ -27,6 +27,9 @@ from harness.names import safe_name
 from harness.serde import to_json
 
 SCHEMA_VERSION = 2
+IDENTITY = frozenset(
+    "key status workload engine engine_version model weights precision compute_mode config environment".split()
+)
 FREE_BYTES = 16 << 20  # less room than this is said before a model is loaded
 
 Record = dict[str, Any]
@@ -161,7 +164,8 @@ def is_record(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.get("schema_version") == SCHEMA_VERSION
-        and {"key", "status", "model", "config", "workload", "engine", "conditions"} <= value.keys()
+        and IDENTITY <= value.keys()
+        and isinstance(value.get("conditions"), dict)
     )
 
 

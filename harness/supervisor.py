@@ -31,11 +31,13 @@ def supervise(lifeline: int) -> None:
     os.closerange(lifeline + 1, 256)
     status = _wait(worker, lifeline)
     _kill_descendants()
+    if status is None:
+        os.killpg(0, signal.SIGKILL)  # where there is no /proc this is what reaches the others
     _end_as(status)
 
 
-def _wait(worker: int, lifeline: int) -> int:
-    """Status of the worker; SIGKILL when the lifeline was closed first."""
+def _wait(worker: int, lifeline: int) -> int | None:
+    """Status of the worker; None when the lifeline was closed first."""
     try:
         ended = [os.pidfd_open(worker)]
     except (AttributeError, OSError):  # no Linux, or an old one
@@ -43,7 +45,7 @@ def _wait(worker: int, lifeline: int) -> int:
     while True:
         ready, _, _ = select.select([lifeline, *ended], [], [], None if ended else TICK_S)
         if lifeline in ready:
-            return signal.SIGKILL
+            return None
         process, status = os.waitpid(worker, os.WNOHANG)
         if process:
             return status

@@ -12,7 +12,13 @@ from harness.records import Record
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
-LEAST_DIFFERENT = {"config": 2, "batch x in+out": 2, "vs bf16": 1}  # values, for the column to be shown
+LEAST_DIFFERENT = {
+    "config": 2,
+    "batch x in+out": 2,
+    "vs bf16": 1,
+    "perplexity": 1,
+    "change": 1,
+}  # values, for the column to be shown
 WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
@@ -37,6 +43,7 @@ def _table(records: Sequence[Record]) -> Any:
     from rich.table import Table
 
     rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
+    rows = list({tuple(row.values()): row for row in rows}.values())  # cells that were not measured look alike
     different = {name: {row[name] for row in rows} - {NOTHING} for name in rows[0]}
     shown = [name for name in rows[0] if len(different[name]) >= LEAST_DIFFERENT.get(name, 0)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -150,7 +157,7 @@ def notes(records: Sequence[Record]) -> list[str]:
 
 
 def ranking(records: Sequence[Record]) -> list[str]:
-    """The fastest of each work, and by how much, where the first two are comparable; else what keeps them from it.
+    """The fastest of each work against the next that is comparable with it; where none is, what keeps them apart.
     Only cells that computed what their label says take part."""
     speed = [r for r in records if r["workload"] == "perf" and r["status"] == "ok" and r["compute_mode"] == NATIVE]
     lines = []

@@ -6,7 +6,25 @@ import hashlib
 import json
 from pathlib import Path
 
+from harness.cells import Setup
+
 HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends and the size are hashed
+
+
+def identity(setup: Setup) -> str | None:
+    """The model's fingerprint; and of a checkpoint given for a precision that, too: `<model> as fp8 <checkpoint>`."""
+    model = fingerprint(setup.path, setup.weights, setup.seed)
+    if model is None or setup.checkpoint is None:
+        return model
+    checkpoint = fingerprint(setup.checkpoint, "real", setup.seed)
+    return checkpoint and f"{model} as {setup.precision} {checkpoint}"
+
+
+def same_weights(a: str, b: str) -> bool:
+    """Whether two identities are of one model; and, for one precision, of one checkpoint of it."""
+    (model_a, _, checkpoint_a), (model_b, _, checkpoint_b) = a.partition(" as "), b.partition(" as ")
+    same_precision = checkpoint_a.partition(" ")[0] == checkpoint_b.partition(" ")[0]
+    return model_a == model_b and (checkpoint_a == checkpoint_b or not same_precision)
 
 
 def fingerprint(model: str, weights: str, seed: int) -> str | None:

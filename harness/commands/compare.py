@@ -42,7 +42,7 @@ def compare(a: Path, b: Path, tolerance: float, assume: tuple[str, ...], as_json
     from harness.pairs import pair_up, read
 
     for name in assume:
-        check_known("condition", name, (*CONDITIONS, NOISE, "model", "all"))
+        check_known("condition", name, (*CONDITIONS, NOISE, "all"))
     pairs = pair_up(read(a), read(b), assume)
     click.echo(json.dumps(pairs.to_json(), indent=1) if as_json else pairs.text(tolerance))
     sys.exit(1 if pairs.regressions(tolerance) else 0 if pairs.comparable else NOT_COMPARABLE)

@@ -49,7 +49,7 @@ def _engines() -> list[dict[str, Any]]:
         there = interpreters.look(engine, {})
         state = ", ".join(f"{name} {version}" for name, version in there.found.items())
         if there.problem:
-            state = f"missing: {', '.join(there.missing)}"
+            state = there.problem if there.is_broken else f"missing: {', '.join(there.missing)}"
         rows.append(
             {
                 "engine": engine.name,
