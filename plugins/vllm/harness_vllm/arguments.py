@@ -26,6 +26,7 @@ def arguments(load: Load, is_cpu: bool) -> dict[str, Any]:
         "max_model_len": load.max_sequence + 1,  # scoring, too, must generate a token
         "enable_prefix_caching": False,
         "disable_log_stats": False,  # without it requests carry no times
+        "max_logprobs": -1,  # as many as are asked for
         "tensor_parallel_size": setup.tp,
         "enable_expert_parallel": setup.ep > 1,
         "worker_extension_cls": "harness_vllm.inspector.Inspector",
