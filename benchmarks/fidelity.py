@@ -4,8 +4,9 @@
     python benchmarks/fidelity.py --config FOLDER --batch-size 1,16 --input-len 512 --output-len 128
 
 Same shape (a folder with config.json, random weights), lengths, batch, limits and environment; no prefix cache, no
-detokenisation. Two things differ and cannot be set: vLLM's benchmark samples at temperature 1, the harness takes the
-likeliest token; and it draws token ids below 10,000, for which a smaller vocabulary is widened here.
+detokenisation. vLLM's benchmark samples at temperature 1 and has no option against it; the harness takes the likeliest
+token. So its sampling parameters are made greedy here, unless --temperature 1 leaves them alone. It draws token ids
+below 10,000, for which a smaller vocabulary is widened.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ LOWEST, HIGHEST = 0.98, 1.02
 VOCABULARY = 10_240  # holds every id vLLM's benchmark draws
 CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}  # what the plugin chooses there
 LATENCY = """
+import vllm
 from vllm.benchmarks.latency import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 if __name__ == "__main__":
+    plain = vllm.SamplingParams
+    vllm.SamplingParams = lambda **given: plain(**{**given, "temperature": TEMPERATURE})
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
     main(parser.parse_args())
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128, help="[128]")
     parser.add_argument("--output-len", type=int, default=32, help="[32]")
     parser.add_argument("--num-iterations", type=int, default=30, help="of each run  [30]")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of vLLM's benchmark  [0]")
     parser.add_argument("--rounds", type=int, default=2, help="[2]")
     parser.add_argument("--python", help="interpreter that has vLLM  [as harness run finds it]")
     options = parser.parse_args()
@@ -74,7 +79,7 @@ def vllm_latencies(
 ) -> list[float]:
     """Seconds of each timed iteration of `vllm bench latency`."""
     script, result = folder / "latency.py", folder / "latency.json"
-    script.write_text(LATENCY)
+    script.write_text(LATENCY.replace("TEMPERATURE", str(options.temperature)))
     lengths = ["--input-len", options.input_len, "--output-len", options.output_len, "--batch-size", batch]
     iterations = ["--num-iters", options.num_iterations, "--num-iters-warmup", 5, "--output-json", result]
     model = ["--model", folder, "--load-format", "dummy", "--dtype", "bfloat16", "--seed", 0]
