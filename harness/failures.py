@@ -31,9 +31,13 @@ def of_exception(error: BaseException, while_loading: bool) -> Failure:
     words = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
     if isinstance(error, CellError):
         return Failure(error.failure_class, " ".join(str(error).split())[:2000])
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(words):
+    if isinstance(error, MemoryError) or is_out_of_memory(words):
         return Failure("out_of_memory", words)
     return Failure("load_failed" if while_loading else "crashed", words)
+
+
+def is_out_of_memory(words: str) -> bool:
+    return _OUT_OF_MEMORY.search(words) is not None
 
 
 def of_exit(status: int, log_tail: str, oom_kills: int) -> Failure:
@@ -47,7 +51,7 @@ def of_exit(status: int, log_tail: str, oom_kills: int) -> Failure:
             how = f"killed by signal {-status}"
     else:
         how = f"ended with exit status {status} before it was done"
-    if _OUT_OF_MEMORY.search(log_tail):
+    if is_out_of_memory(log_tail):
         return Failure("out_of_memory", f"the worker {how} after running out of memory")
     return Failure("crashed", f"the worker was {how}" if status < 0 else f"the worker {how}")
 

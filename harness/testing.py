@@ -137,6 +137,15 @@ class EngineConformance:
         for batched, single in zip(together, alone):
             assert abs(sum(batched) - sum(single)) / len(single) <= self.score_tolerance
 
+    def test_scores_that_are_not_waited_for_leave_nothing_behind(self, session: Session) -> None:
+        expected = session.generate(self.prompts(), self.output_len)
+        scores = iter(session.score(self.prompts() * 4))
+        next(scores)
+        if hasattr(scores, "close"):
+            scores.close()
+        found = session.generate(self.prompts(), self.output_len)
+        assert [r.token_ids for r in found.responses] == [r.token_ids for r in expected.responses]
+
     def test_close_may_be_called_twice(self, engine: EngineSpec, load: Load) -> None:
         session = engine.load(load)
         session.close()

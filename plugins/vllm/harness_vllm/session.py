@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import Generation, Load, LoadFailed, OutOfMemory, Response, Unsupported, device
+from harness import Generation, Load, LoadFailed, OutOfMemory, Response, Unsupported, device, failures
 
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # In its own process the engine core would import vLLM a second time; on a CPU that is half of the start.
@@ -40,9 +40,9 @@ class VllmSession:
 
     def __init__(self, load: Load) -> None:
         journal.attach()
-        is_cpu = device.detect().kind == "cpu"
+        chosen = arguments(load, device.detect().kind == "cpu")
         try:
-            self._llm = vllm.LLM(**arguments(load, is_cpu))
+            self._llm = vllm.LLM(**chosen)
         except Exception as error:
             raise _classified(error) from error
         self._engine = self._llm.llm_engine
@@ -70,18 +70,16 @@ class VllmSession:
         started = time.perf_counter_ns()  # CLOCK_MONOTONIC, as the engine core's time.monotonic()
         first = self._submit(prompts, parameters)
         while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                steps.append(
-                    (int(output.request_id) - first, output.outputs[0].token_ids, output.metrics.last_token_ts)
-                )
+            for output in self._step():
+                index, new = int(output.request_id) - first, output.outputs[0].token_ids
+                steps.append((index, new, output.metrics.last_token_ts))
                 if output.finished:
                     self._count_cached(output)
         finished = time.perf_counter_ns()
         for index, new, when in steps:
             tokens[index] += new
-            times[index] += [None] * (len(new) - 1) + [
-                round(when * NS)
-            ]  # of tokens that came together the last has a time
+            times[index] += [None] * (len(new) - 1)  # of tokens that came together only the last has a time
+            times[index] += [round(when * NS)]
         return Generation(started, finished, tuple(Response(tuple(t), tuple(w)) for t, w in zip(tokens, times)))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
@@ -89,14 +87,26 @@ class VllmSession:
         first = self._submit(sequences, parameters)
         done: dict[int, list[float]] = {}
         wanted = 0
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    self._count_cached(output)
-                    done[int(output.request_id) - first] = _given(output)
-            while wanted in done:
-                yield done.pop(wanted)
-                wanted += 1
+        try:
+            while self._engine.has_unfinished_requests():
+                for output in self._step():
+                    if output.finished:
+                        self._count_cached(output)
+                        done[int(output.request_id) - first] = _given(output)
+                while wanted in done:
+                    yield done.pop(wanted)
+                    wanted += 1
+        except GeneratorExit:  # what a caller does not wait for must not run into the next measurement
+            self._engine.abort_request([str(number) for number in range(first, self._requests)])
+            raise
+
+    def _step(self) -> list[Any]:
+        try:
+            return self._engine.step()
+        except Exception as error:
+            if type(error).__name__ != "EngineDeadError":
+                raise
+            raise RuntimeError(_words(error)) from error
 
     def _submit(self, sequences: Sequence[Sequence[int]], parameters: SamplingParams) -> int:
         """Hands all over; returns the number of the first, the others follow it."""
@@ -136,11 +146,16 @@ def _given(output: Any) -> list[float]:
     return [position[token].logprob for token, position in pairs]
 
 
-def _classified(error: Exception) -> Exception:
-    """A start that failed, in the words of the process it failed in."""
+def _words(error: Exception) -> str:
+    """Of the process it happened in: an engine core that died leaves its own only in the log."""
     words = f"{type(error).__name__}: {error}"
-    if "Engine core initialization failed" in words:
-        words = journal.last_error() or words
-    if any(phrase in words for phrase in NO_MEMORY):
+    is_elsewhere = "Engine core initialization failed" in words or type(error).__name__ == "EngineDeadError"
+    return journal.last_error() or words if is_elsewhere else words
+
+
+def _classified(error: Exception) -> Exception:
+    """Of an error while loading."""
+    words = _words(error)
+    if failures.is_out_of_memory(words) or any(phrase in words for phrase in NO_MEMORY):
         return OutOfMemory(words)
-    return (Unsupported if any(phrase in words for phrase in NOT_POSSIBLE) else LoadFailed)(words)
+    return Unsupported(words) if any(phrase in words for phrase in NOT_POSSIBLE) else LoadFailed(words)
