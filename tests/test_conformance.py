@@ -87,6 +87,17 @@ class LeaksBetweenSequences(Honest):
             yield [-float(len(sequences))] * (len(sequence) - 1)
 
 
+class LeavesScoresBehind(Honest):
+    left = 0
+
+    def generate(self, prompts, output_len):
+        return super().generate([[prompt[0] + self.left] for prompt in prompts], output_len)
+
+    def score(self, sequences):
+        for self.left in range(len(sequences), 0, -1):
+            yield [-1.0]
+
+
 class ClosesOnce(Honest):
     closed = False
 
@@ -105,6 +116,7 @@ SINS = {
     Interpolates: "test_token_times_lie_in_order_on_the_host_clock",
     ScoresTheFirst: "test_scores_are_log_probabilities_of_all_tokens_but_the_first",
     LeaksBetweenSequences: "test_a_score_depends_on_its_own_sequence_only",
+    LeavesScoresBehind: "test_scores_that_are_not_waited_for_leave_nothing_behind",
     ClosesOnce: "test_close_may_be_called_twice",
 }
 
