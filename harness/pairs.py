@@ -15,6 +15,7 @@ from harness.errors import UsageError
 from harness.records import Record
 
 WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model", "config")
+FEW = 4  # conditions to name one by one
 LABEL = ("engine", "precision")
 
 
@@ -142,14 +143,16 @@ def _all_about(record: Record) -> str:
 def _verdict(pair: Pair, worse: set[tuple[int, str]]) -> Iterator[str]:
     found = pair.comparison
     if found.told:
-        yield "  differ, as they may: " + ", ".join(f"{name} {a} -> {b}" for name, (a, b) in found.told.items())
+        yield "  differ, as they may: " + ", ".join(
+            f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in found.told.items()
+        )
     if not found.comparable:
         yield "  not comparable:"
         for name, (a, b) in found.differing.items():
             yield f"    {name}: {_shown(a)} -> {_shown(b)}"
         unknown = [name for name, values in found.differing.items() if None in values]
         if unknown and len(unknown) == len(found.differing):
-            yield f"  if you know that they agree: --assume {','.join(unknown)}"
+            yield f"  if you know that they agree: --assume {','.join(unknown) if len(unknown) <= FEW else 'all'}"
         return
     rows = [("metric", "A", "B", "B / A", "95 % interval", "verdict")]
     for name, d in found.metrics.items():

@@ -140,8 +140,8 @@ def test_an_imported_result_knows_too_little_until_it_is_assumed(compared):
     code, data, text = compared(path, path)
     assert (code, set(data["differing"])) == (3, set(CONDITIONS))
     (hint,) = (line for line in text.splitlines() if "--assume" in line)
-    assert set(hint.rpartition(" ")[2].split(",")) == set(CONDITIONS)
-    for assumed in ("all", hint.rpartition(" ")[2]):
+    assert hint.endswith("--assume all")
+    for assumed in ("all", ",".join(CONDITIONS)):
         code, data, _ = compared(path, path, "--assume", assumed)
         assert (code, list(data["metrics"])) == (0, ["latency_ms"])
         assert data["metrics"]["latency_ms"]["verdict"] == "no difference"
