@@ -1,4 +1,4 @@
-"""vLLM has an environment of its own; its file is collected there only, by the Python that tests/vllm starts."""
+"""vLLM has an environment of its own; its file is collected there only, by the Python that tests/with_vllm starts."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""vLLM holds the contract of every engine. Run by the Python of its own environment: see tests/vllm."""
+"""vLLM holds the contract of every engine. Run by the Python of its own environment: see tests/with_vllm."""
 
 import pytest
 
