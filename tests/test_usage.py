@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from harness.precision import PRECISIONS
+
 HEAVY = {"torch", "transformers", "numpy", "rich", "tokenizers", "safetensors", "datasets", "huggingface_hub", "jinja2"}
 
 
@@ -164,7 +166,7 @@ def test_list_shows_what_there_is_as_text_and_as_json(harness, what):
 
 def test_list_precisions_answers_for_a_gpu_that_is_not_here(harness):
     rows = json.loads(harness("list", "precisions", "--engine", "hf", "--sm", 90, "--json").stdout)
-    assert [list(row) for row in rows] == [["engine", "precision", "sm", "compute_mode", "reason"]] * 5
+    assert [list(row) for row in rows] == [["engine", "precision", "sm", "compute_mode", "reason"]] * len(PRECISIONS)
     assert {(row["engine"], row["sm"]) for row in rows} == {("hf", 90)}
     assert {row["precision"]: row["compute_mode"] for row in rows}["bf16"] == "native"
 

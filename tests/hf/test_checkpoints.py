@@ -124,6 +124,6 @@ def test_the_default_run_measures_three_precisions_and_prints_one_table(harness)
         "the same tokens for all"
     )
     perf = records["perf", "bf16"]
-    assert all(len(times) == 4 for iteration in perf["raw"]["token_ns"] for times in iteration)
+    assert all(len(line["ns"]) == 4 for iteration in perf["raw"]["token_ns"] for line in iteration)
     views = harness.folder.glob("out/hf/tinymoe/TP1_EP1_auto/perf_bf16_*.json")
     assert [json.loads(view.read_text()) for view in views] == [perf]
