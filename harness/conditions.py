@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.cells import Cell
 from harness.device import Device
+from harness.provenance import PLAIN
 from harness.weights import same_weights
 
 ACCURACY = ("weights", "token_ids_sha256", "quantize", "kv_dtype", "prefix_cache_hits")
@@ -46,7 +47,7 @@ def of(
         **dict.fromkeys(CONDITIONS),
         "weights": weights,
         **{name: facts.get(name) for name in _FROM_FACTS},
-        "quantize": facts.get("quantize") or (NOTHING_QUANTISED if facts.get("quant_algo") is None else None),
+        "quantize": facts.get("quantize") or (NOTHING_QUANTISED if facts.get("precision") in PLAIN else None),
         **{name: cell.parameters.get(name) for name in ("batch_size", "input_len", "output_len")},
         "tp": cell.setup.tp,
         "ep": cell.setup.ep,

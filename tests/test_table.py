@@ -125,8 +125,8 @@ def test_a_run_says_why_it_ranks_nothing(harness):
     done = harness.measure("--precision", "fp8,bf16", "--workload", "perf")
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("no ranking at batch 1, 8+4: "))
     first, second = sorted(harness.records(), key=lambda found: found["mean_latency_ms"])
-    for name in compare(first, second).differing:
-        assert f"{name} (None / None)" in line
+    for name, (ours, theirs) in compare(first, second).differing.items():
+        assert f"{name} ({ours} / {theirs})" in line
     assert "fastest" not in done.stdout
 
 
