@@ -11,6 +11,7 @@ from harness import __version__
 from harness.errors import HarnessError
 
 COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
+    "baseline": ("harness.commands.baseline:baseline", "Run a reference, and keep its logits for `harness validate`."),
     "compare": (
         "harness.commands.compare:compare",
         "Say whether two measurements are comparable, and how B differs from A.",
@@ -19,11 +20,19 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.doctor:doctor",
         "Show what this machine and its interpreters can run, and what is missing.",
     ),
+    "lint-checkpoint": (
+        "harness.commands.lint_checkpoint:lint_checkpoint",
+        "Check a checkpoint's formats, scales and configuration without loading weights.",
+    ),
     "list": (
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
     ),
     "run": ("harness.commands.run:run", "Measure a model on engines at precisions, and print one table."),
+    "validate": (
+        "harness.commands.validate:validate",
+        "Say how far engines and precisions lie from a baseline, and what is to blame.",
+    ),
 }
 
 

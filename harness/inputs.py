@@ -3,7 +3,8 @@
     python -m harness.inputs < request.json        # runs where the tokenizer is; prints the JSON of `Inputs`
 
 `prompts` are drawn from a seeded generator over the vocabulary; `windows` are a dataset's text, tokenised and cut
-into non-overlapping pieces. Nothing is cached by name: a file of ids is named by the hash of its ids.
+into non-overlapping pieces; `texts` are a person's prompts; `baseline` are the tokens of a baseline file. Nothing is
+cached by name: a file of ids is named by the hash of its ids.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SEED = 0
 class Inputs:
     """Token ids and what is known of the text behind them."""
 
-    ids: tuple[tuple[int, ...], ...]  # sequences x tokens, all of one length
+    ids: tuple[tuple[int, ...], ...]  # sequences x tokens; of prompts and windows all of one length
     source: str  # "random ids, seed 0" or the dataset
     sha256: str  # of the ids; two records with equal hashes saw equal ids
     text_sha256: str | None = None  # of the dataset's text
@@ -43,13 +44,19 @@ class Request:
     """What a cell needs; equal requests are made once."""
 
     model: str  # a folder or a hub id
-    kind: str  # "prompts" or "windows"
-    count: int  # sequences; of windows, at most
-    length: int  # tokens of each
+    kind: str  # "prompts", "windows", "texts" or "baseline"
+    count: int = 0  # sequences; of windows, at most
+    length: int = 0  # tokens of each; of texts, those that follow each
     dataset: str | None = None
+    texts: tuple[str, ...] = ()
+    path: str | None = None  # of a baseline
 
 
 def request_for(kind: str, model: str, parameters: Mapping[str, Any]) -> Request:
+    if parameters.get("texts"):
+        return Request(model, "texts", length=parameters["output_len"], texts=tuple(parameters["texts"]))
+    if kind == "baseline":
+        return Request(model, kind, path=parameters["baseline"])
     if kind == "windows":
         return Request(model, kind, parameters["num_chunks"], parameters["input_len"], parameters["dataset"])
     return Request(model, kind, parameters["batch_size"], parameters["input_len"])
@@ -87,7 +94,7 @@ def read(path: str | Path) -> Inputs:
 
 
 def make(request: Request) -> Inputs:
-    return _windows(request) if request.kind == "windows" else _prompts(request)
+    return {"windows": _windows, "prompts": _prompts, "texts": _texts, "baseline": _of_baseline}[request.kind](request)
 
 
 def _prompts(request: Request) -> Inputs:
@@ -120,19 +127,53 @@ def _windows(request: Request) -> Inputs:
     )
 
 
+def _texts(request: Request) -> Inputs:
+    """As a person's prompt reaches the model: with the special tokens its tokenizer adds."""
+    tokenizer = _tokenizer(request.model)
+    ids = tuple(tuple(tokenizer.encode(text).ids) for text in request.texts)
+    window = _config(request.model).get("max_position_embeddings")
+    for number, (text, tokens) in enumerate(zip(request.texts, ids), start=1):
+        if not tokens:
+            raise UsageError(f"prompt {number} ({text!r}) has no tokens")
+        if window and len(tokens) + request.length > window:
+            raise UsageError(
+                f"prompt {number} is too long: {len(tokens)} tokens and {request.length} to generate, "
+                f"{request.model} holds {window}"
+            )
+    return Inputs(ids, "prompts", _hash(ids))
+
+
+def _of_baseline(request: Request) -> Inputs:
+    from harness.accuracy.baseline import open_baseline
+
+    baseline = open_baseline(Path(request.path))
+    ids = tuple(sequence for section in baseline.sections for sequence in baseline.ids(section))
+    return Inputs(ids, f"baseline of {baseline.reference}: {baseline.about.get('source')}", _hash(ids))
+
+
 def _vocabulary_size(model: str) -> int:
+    return _config(model)["vocab_size"]
+
+
+def _config(model: str) -> dict[str, Any]:
+    """Of the language model, where config.json holds several."""
     config = json.loads(_model_file(model, "config.json").read_text())
-    return config.get("vocab_size") or config["text_config"]["vocab_size"]
+    return config if "vocab_size" in config else config["text_config"]
 
 
 def _tokenise(model: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids without special tokens, and the characters (from, to) of each."""
+    encoding = _tokenizer(model).encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+
+def _tokenizer(model: str) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(_model_file(model, "tokenizer.json")))
     tokenizer.no_truncation()
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _model_file(model: str, name: str) -> Path:

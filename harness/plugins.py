@@ -17,11 +17,20 @@ import pluggy
 
 from harness import hookspecs
 from harness.engine import EngineSpec
+from harness.evaluation.flops import KernelFlopProvider
 from harness.profiler import ProfilerSpec
 from harness.workload import WorkloadSpec
 
-BUILTIN = ("harness.workloads.perf", "harness.workloads.ppl")
-KINDS = {"engines": EngineSpec, "workloads": WorkloadSpec, "profilers": ProfilerSpec}
+BUILTIN = (
+    *(f"harness.workloads.{name}" for name in ("perf", "ppl", "baseline", "validate")),
+    "harness.evaluation.hlo",
+)
+KINDS = {
+    "engines": EngineSpec,
+    "workloads": WorkloadSpec,
+    "profilers": ProfilerSpec,
+    "kernel_flop_providers": KernelFlopProvider,
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Registry:
     engines: dict[str, EngineSpec] = field(default_factory=dict)
     workloads: dict[str, WorkloadSpec] = field(default_factory=dict)
     profilers: dict[str, ProfilerSpec] = field(default_factory=dict)
+    kernel_flop_providers: dict[str, KernelFlopProvider] = field(default_factory=dict)
     plugins: list[Plugin] = field(default_factory=list)
 
     @property
@@ -110,7 +120,7 @@ def _add(registry: Registry, manager: pluggy.PluginManager, name: str, source: s
         return
     for kind, specs in found.items():
         getattr(registry, kind).update({spec.name: spec for spec in specs})
-    provides = tuple(f"{kind[:-1]} {spec.name}" for kind, specs in found.items() for spec in specs)
+    provides = tuple(f"{_one(kind)} {spec.name}" for kind, specs in found.items() for spec in specs)
     registry.plugins.append(Plugin(name, source, provides))
 
 
@@ -131,5 +141,9 @@ def _check(specs: list[Any], kind: str, taken: Mapping[str, Any]) -> None:
         if not isinstance(spec.name, str) or not spec.name:
             raise TypeError(f"harness_register_{kind}: a name must be a word, got {spec.name!r}")
         if spec.name in names:
-            raise ValueError(f"the {kind[:-1]} name {spec.name!r} is already taken")
+            raise ValueError(f"the {_one(kind)} name {spec.name!r} is already taken")
         names.add(spec.name)
+
+
+def _one(kind: str) -> str:
+    return kind[:-1].replace("_", " ")

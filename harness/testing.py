@@ -5,6 +5,7 @@
     class TestEcho(EngineConformance):
         engine_name = "echo"
 
+An engine with the capability "logits" takes LogitsConformance, which holds more.
 Override the settings, never a test; one that an engine cannot pass yet may be redefined with `pytest.mark.xfail`.
 """
 
@@ -152,8 +153,54 @@ class EngineConformance:
         session.close()
 
     def test_no_standard_test_is_overridden(self) -> None:
-        for name, standard in vars(EngineConformance).items():
+        kits = [kit for kit in type(self).__mro__ if kit.__module__ == __name__]
+        for name, standard in (item for kit in kits for item in vars(kit).items()):
             if name.startswith("test_"):
                 ours = getattr(type(self), name)
                 marks = {mark.name for mark in getattr(ours, "pytestmark", [])}
                 assert ours is standard or "xfail" in marks, f"{name} is overridden without xfail"
+
+
+class LogitsConformance(EngineConformance):
+    """Also of engines that give whole distributions, as torch tensors."""
+
+    top = 20  # tokens asked for
+
+    def test_logits_are_those_scores_come_from(self, session: Session) -> None:
+        scores = [list(scores) for scores in session.score(self.prompts())]
+        pieces = list(session.score_logits(self.prompts(), self.top))
+        assert len(pieces) == len(scores), "prompts this short are one piece each"
+        for prompt, given, piece in zip(self.prompts(), scores, pieces):
+            if piece.ids is None:
+                rows = piece.values.log_softmax(-1).tolist()
+                found = [row[token] for row, token in zip(rows, prompt[1:])]
+            else:
+                assert piece.values.shape == piece.ids.shape and piece.values.shape[1] >= self.top
+                assert (piece.values[:, 1:] <= piece.values[:, :-1]).all(), "the likeliest come first"
+                assert piece.values.exp().sum(-1).max() <= 1 + 1e-3, "listed values are log-probabilities"
+                found = piece.given.tolist()
+            assert abs(sum(found) - sum(given)) / len(given) <= self.score_tolerance
+
+    def test_more_logits_tell_the_same_as_few(self, session: Session) -> None:
+        few, many = (session.score_logits(self.prompts(), top) for top in (self.top, 2 * self.top))
+        for pieces in zip(few, many):
+            ranked = [piece.values.sort(descending=True).values[:, :5] for piece in pieces]
+            below = [values - values[:, :1] for values in ranked]
+            assert (below[0] - below[1]).abs().max() <= self.score_tolerance
+
+    def test_generated_tokens_are_the_likeliest_of_their_logits(self, session: Session) -> None:
+        generated = session.generate_logits(self.prompts(), self.output_len, self.top)
+        plain = session.generate(self.prompts(), self.output_len).responses
+        assert [tokens for tokens, _ in generated] == [response.token_ids for response in plain]
+        for tokens, piece in generated:
+            for row, token in enumerate(tokens):
+                values = piece.values[row].tolist()
+                place = token if piece.ids is None else piece.ids[row].tolist().index(token)
+                assert values[place] >= max(values) - 1e-6
+
+    def test_experts_are_told_for_every_row_or_not_at_all(self, session: Session) -> None:
+        for piece in session.score_logits(self.prompts(), self.top):
+            if piece.chosen is not None:
+                layers, rows, _ = piece.chosen.shape
+                assert (layers, rows) == (len(piece.layers), len(piece.values))
+                assert 0 <= int(piece.chosen.min()) and int(piece.chosen.max()) < piece.num_experts

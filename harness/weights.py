@@ -34,7 +34,7 @@ def fingerprint(model: str, weights: str, seed: int) -> str | None:
         return f"dummy, seed {seed}"
     digest = hashlib.sha256()
     try:
-        files = sorted(_folder(model).glob("*.safetensors"))
+        files = sorted(folder_of(model).glob("*.safetensors"))
         for path in files:
             size = path.stat().st_size
             digest.update(json.dumps([path.name, size]).encode())
@@ -50,7 +50,7 @@ def fingerprint(model: str, weights: str, seed: int) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _folder(model: str) -> Path:
+def folder_of(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     try:

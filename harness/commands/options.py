@@ -1,7 +1,9 @@
-"""Option types the commands share."""
+"""Option types the commands share, and the options of every command that loads a model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,3 +37,61 @@ class Numbers(click.ParamType):
             if not word.isdecimal() or int(word) < self.least:
                 self.fail(f"{word!r} is not a whole number of at least {self.least}", parameter, context)
         return tuple(dict.fromkeys(map(int, words)))
+
+
+def loading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is loaded, and where what comes of it goes."""
+    options = [
+        click.option(
+            "--checkpoint",
+            "checkpoints",
+            multiple=True,
+            metavar="PRECISION=PATH",
+            help="Checkpoint of the model in that precision. Repeatable.",
+        ),
+        click.option("--fp8-model-path", metavar="PATH", help="Same as --checkpoint fp8=PATH."),
+        click.option("--nvfp4-model-path", metavar="PATH", help="Same as --checkpoint nvfp4=PATH."),
+        click.option(
+            "--quantize",
+            type=click.Choice(["experts", "linear"]),
+            default="experts",
+            show_default=True,
+            help="Which products a quantised precision reaches.",
+        ),
+        click.option("--tp", type=Numbers(1), default="1", show_default=True, help="Tensor parallel ranks."),
+        click.option("--ep", type=Numbers(1), default="1", show_default=True, help="Expert parallel ranks."),
+        click.option(
+            "--moe-backend",
+            "moe_backends",
+            type=Names(),
+            default="auto",
+            show_default=True,
+            help="The engine's MoE kernels.",
+        ),
+        click.option("--disable-fusion", is_flag=True, help="Ask the engine not to fuse kernels around the experts."),
+        click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own Python code."),
+        click.option(
+            "--python",
+            "pythons",
+            multiple=True,
+            metavar="ENGINE=PATH",
+            help="Interpreter an engine runs in. Repeatable.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=3600.0,
+            show_default=True,
+            help="Seconds a worker may go without a sign of life.",
+        ),
+        click.option(
+            "--output-dir",
+            type=click.Path(path_type=Path),
+            default="benchmark_results",
+            show_default=True,
+            help="Everything is written here.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

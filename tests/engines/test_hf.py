@@ -1,12 +1,12 @@
 """The HF engine holds the contract of every engine, in BF16 and emulated."""
 
-from harness.testing import EngineConformance
+from harness.testing import LogitsConformance
 
 
-class TestHf(EngineConformance):
+class TestHf(LogitsConformance):
     engine_name = "hf"
 
 
-class TestHfNvfp4(EngineConformance):
+class TestHfNvfp4(LogitsConformance):
     engine_name = "hf"
     precision = "nvfp4"

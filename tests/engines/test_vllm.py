@@ -6,27 +6,24 @@ from harness import models
 from harness.cells import Cell, Load, Setup
 from harness.plugins import discover
 from harness.precision import NATIVE, Support
-from harness.testing import EngineConformance
+from harness.testing import LogitsConformance
 
 PROMPT = tuple(range(100, 164))
 
 
-class TestVllm(EngineConformance):
+class TestVllm(LogitsConformance):
     engine_name = "vllm"
 
 
 @pytest.fixture
 def logprobs_of_vllm():
     """Full-vocabulary log-probabilities of every token of a prompt but the first, from vLLM in FP32."""
-    from vllm.sampling_params import SamplingParams
-
     model = models.resolve("tinymoe")
     setup = Setup("vllm", model.name, model.path, "fp32")
-    cell = Cell(setup, "ppl", {"input_len": len(PROMPT)}, Support(NATIVE))
+    cell = Cell(setup, "validate", {"input_len": len(PROMPT)}, Support(NATIVE))
     session = discover().engines["vllm"].load(Load(setup, (cell,), NATIVE))
-    parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=-1, detokenize=False)
-    (output,) = session._llm.generate([{"prompt_token_ids": list(PROMPT)}], parameters, use_tqdm=False)
-    yield [[position[token].logprob for token in range(len(position))] for position in output.prompt_logprobs[1:]]
+    (piece,) = session.score_logits([PROMPT], 2048)
+    yield piece.values
     session.close()
 
 
@@ -37,6 +34,5 @@ def test_the_logits_are_those_of_transformers(logprobs_of_vllm):
     model = AutoModelForCausalLM.from_pretrained(models.resolve("tinymoe").path, dtype=torch.float32)
     with torch.inference_mode():
         logits = model(torch.tensor([PROMPT])).logits[0, :-1]
-    ours = torch.tensor(logprobs_of_vllm)
-    assert ours.shape == logits.shape
-    torch.testing.assert_close(ours, logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    assert logprobs_of_vllm.shape == logits.shape
+    torch.testing.assert_close(logprobs_of_vllm, logits.log_softmax(-1), rtol=1e-4, atol=1e-4)

@@ -7,11 +7,18 @@ stream on a GPU, where the host runs ahead of the kernels and its clock would li
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from harness import BadOutput
+
+OnLogits = Callable[[torch.Tensor], None]  # takes [A, V] of a step; the memory is the next step's again
+
+
+def ignore(logits_AV: torch.Tensor) -> None:
+    """What a timed run does with logits."""
 
 
 class CpuDecoder:
@@ -24,7 +31,9 @@ class CpuDecoder:
         self._model = model
 
     @torch.inference_mode()
-    def generate(self, ids_AT: torch.Tensor, output_len: int) -> tuple[torch.Tensor, list[int], int, int]:
+    def generate(
+        self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
+    ) -> tuple[torch.Tensor, list[int], int, int]:
         """Tokens [A, output_len], when each step ended, start and finish, in ns."""
         cache = DynamicCache(config=self._model.config)
         tokens, highest, times = [], [], []
@@ -34,6 +43,7 @@ class CpuDecoder:
             logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
                 :, -1
             ]
+            on_logits(logits_AV)
             value_A, token_A = logits_AV.max(-1)
             step = token_A[:, None]
             tokens.append(step)
@@ -57,28 +67,31 @@ class CudaDecoder:
         self.cuda_graphs = self.compiled = model.dtype != torch.float32
         self._step = torch.compile(self._forward, mode="reduce-overhead") if self.compiled else self._forward
 
-    def _forward(self, step_AT: torch.Tensor, cache: StaticCache) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, step_AT: torch.Tensor, cache: StaticCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits_AV = self._model(input_ids=step_AT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
             :, -1
         ]
-        return logits_AV.max(-1)
+        return (*logits_AV.max(-1), logits_AV)
 
     @torch.inference_mode()
-    def generate(self, ids_AT: torch.Tensor, output_len: int) -> tuple[torch.Tensor, list[int], int, int]:
+    def generate(
+        self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
+    ) -> tuple[torch.Tensor, list[int], int, int]:
         cache = self._cache_for(ids_AT.shape[0])
         tokens, highest, events = [], [], [torch.cuda.Event(enable_timing=True) for _ in range(output_len + 1)]
         torch.cuda.synchronize()
         started = time.perf_counter_ns()
         events[0].record()
-        value_A, token_A = self._forward(ids_AT, cache)
+        value_A, token_A, logits_AV = self._forward(ids_AT, cache)
         for index in range(1, output_len + 1):
             # A graph writes its answer to the same place at every replay, so each is copied before the next.
             tokens.append(token_A.clone())
             highest.append(value_A.clone())
+            on_logits(logits_AV)
             events[index].record()
             if index < output_len:
                 torch.compiler.cudagraph_mark_step_begin()
-                value_A, token_A = self._step(tokens[-1][:, None], cache)
+                value_A, token_A, logits_AV = self._step(tokens[-1][:, None], cache)
         torch.cuda.synchronize()
         finished = time.perf_counter_ns()
         _check(torch.stack(highest))

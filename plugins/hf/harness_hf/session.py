@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import transformers
 
-from harness import Generation, Load, LoadFailed, Response, Unsupported, provenance
+from harness import Generation, Load, LoadFailed, Logits, Response, Unsupported, provenance
 from harness_hf.checkpoint import open_model
-from harness_hf.decode import CpuDecoder, CudaDecoder
+from harness_hf.decode import CpuDecoder, CudaDecoder, OnLogits, ignore
 from harness_hf.emulate import emulate
 from harness_hf.layers import described, dtype_name
 from harness_hf.products import Widened, widened
+from harness_hf.routes import Routes
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
 ONE_THREAD_WIDTH = 512  # hidden size up to which one thread decodes as fast as two
@@ -85,28 +86,59 @@ class HfSession:
         return {**found, "unread": {name: REASONS.get(name, "") for name, value in found.items() if value is None}}
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
+        tokens, times, started, finished = self._generate(prompts, output_len, ignore)
+        responses = tuple(Response(tuple(row), tuple(times)) for row in tokens.tolist())
+        return Generation(started, finished, responses)
+
+    def generate_logits(
+        self, prompts: Sequence[Sequence[int]], output_len: int, top: int
+    ) -> list[tuple[tuple[int, ...], Logits]]:
+        steps: list[torch.Tensor] = []
+        tokens, *_ = self._generate(prompts, output_len, lambda logits_AV: steps.append(logits_AV.float().clone()))
+        rows_ARV = torch.stack(steps, dim=1)
+        return [(tuple(row), Logits(logits_RV)) for row, logits_RV in zip(tokens.tolist(), rows_ARV)]
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], output_len: int, on_logits: OnLogits
+    ) -> tuple[torch.Tensor, list[int], int, int]:
         if len({len(prompt) for prompt in prompts}) != 1:
             raise Unsupported("the prompts of one batch must be equally long")
         if len(prompts[0]) + output_len > self._max_sequence:
             raise Unsupported(f"{len(prompts[0])} + {output_len} tokens asked for, loaded for {self._max_sequence}")
         torch.set_num_threads(self._threads["generate"])
         ids_AT = torch.tensor(prompts, device=self._device)
-        tokens, times, started, finished = self._decoder.generate(ids_AT, output_len)
+        generated = self._decoder.generate(ids_AT, output_len, on_logits)
         self._kv_dtype = self._decoder.kv_dtype
-        responses = tuple(Response(tuple(row), tuple(times)) for row in tokens.tolist())
-        return Generation(started, finished, responses)
+        return generated
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
+        for ids_AT in self._batches(sequences):
+            with widened():
+                logprobs_AT = self._score(ids_AT)
+            yield from logprobs_AT.tolist()
+
+    @torch.inference_mode()
+    def score_logits(self, sequences: Sequence[Sequence[int]], top: int) -> Iterator[Logits]:
+        head = self._model.get_output_embeddings()
+        for ids_AT in self._batches(sequences):
+            with widened(), Routes(self._model) as routes:
+                hidden_ATH = self._hidden(ids_AT)
+            for index, hidden_TH in enumerate(hidden_ATH[:, :-1]):
+                for start in range(0, len(hidden_TH), LOGIT_ROWS):
+                    rows_RH = hidden_TH[start : start + LOGIT_ROWS]
+                    with widened():
+                        logits_RV = head(rows_RH).float()
+                    yield Logits(logits_RV, **routes.of(index, start, len(rows_RH), ids_AT.shape))
+
+    def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """The sequences in order, [A, T] at a time."""
         torch.set_num_threads(self._threads["score"])
         for length, equal in itertools.groupby(sequences, len):
             equal = list(equal)
             at_once = max(1, self._scored_together() // length)
             for start in range(0, len(equal), at_once):
-                ids_AT = torch.tensor(equal[start : start + at_once], device=self._device)
-                with widened():
-                    logprobs_AT = self._score(ids_AT)
-                yield from logprobs_AT.tolist()
+                yield torch.tensor(equal[start : start + at_once], device=self._device)
 
     def _widens(self) -> bool:
         return self._model.dtype == torch.bfloat16 and isinstance(widened(), Widened)
@@ -119,15 +151,19 @@ class HfSession:
     def _score(self, ids_AT: torch.Tensor) -> torch.Tensor:
         """Log-probability of every token but the first, [A, T - 1]. The body runs once over all tokens; the output
         head, whose FP32 logits are what fills memory, over LOGIT_ROWS at a time."""
-        hidden_ATH = self._model.get_decoder()(input_ids=ids_AT, use_cache=False).last_hidden_state
-        self._kv_dtype = hidden_ATH.dtype  # keys and values are products of these, and are not stored
-        hidden_NH, target_N = hidden_ATH[:, :-1].flatten(0, 1), ids_AT[:, 1:].flatten()
+        hidden_NH, target_N = self._hidden(ids_AT)[:, :-1].flatten(0, 1), ids_AT[:, 1:].flatten()
         head = self._model.get_output_embeddings()
         logprobs = []
         for rows, target in zip(hidden_NH.split(LOGIT_ROWS), target_N.split(LOGIT_ROWS)):
             logits_NV = head(rows).float()
             logprobs.append(logits_NV.gather(-1, target[:, None])[:, 0] - logits_NV.logsumexp(-1))
         return torch.cat(logprobs).view(ids_AT.shape[0], -1)
+
+    def _hidden(self, ids_AT: torch.Tensor) -> torch.Tensor:
+        """[A, T, H], what the output head reads."""
+        hidden_ATH = self._model.get_decoder()(input_ids=ids_AT, use_cache=False).last_hidden_state
+        self._kv_dtype = hidden_ATH.dtype  # keys and values are products of these, and are not stored
+        return hidden_ATH
 
     def close(self) -> None:
         self._model = self._decoder = None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import Generation, Load, LoadFailed, OutOfMemory, Response, Unsupported, device, failures
+from harness import Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Unsupported, device, failures
 
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # In its own process the engine core would import vLLM a second time; on a CPU that is half of the start.
@@ -23,6 +23,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
 from harness_vllm import facts, journal  # noqa: E402
 from harness_vllm.arguments import arguments  # noqa: E402
 from harness_vllm.core_process import CoreProcesses  # noqa: E402
+from harness_vllm.logits import rows  # noqa: E402
 
 NS = 1e9
 NO_MEMORY = ("No available memory for the cache blocks", "larger than the available KV cache memory", "is less than")
@@ -46,6 +47,7 @@ class VllmSession:
         except Exception as error:
             raise _classified(error) from error
         self._engine = self._llm.llm_engine
+        self._vocabulary = self._llm.model_config.get_vocab_size()
         self._core = CoreProcesses()
         self._looks = self._llm.collective_rpc("harness_look")  # one per rank
         self._requests = 0
@@ -84,15 +86,45 @@ class VllmSession:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        for output in self._finished_in_order(sequences, parameters):
+            pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])  # the first token has no probability
+            yield [position[token].logprob for token, position in pairs]
+
+    def score_logits(self, sequences: Sequence[Sequence[int]], top: int) -> Iterator[Logits]:
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=self._top(top), flat_logprobs=True, detokenize=False
+        )
+        for output in self._finished_in_order(sequences, parameters):
+            yield rows(output.prompt_logprobs, 1, self._vocabulary)  # the first token has no probability
+
+    def generate_logits(
+        self, prompts: Sequence[Sequence[int]], output_len: int, top: int
+    ) -> list[tuple[tuple[int, ...], Logits]]:
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=output_len,
+            min_tokens=output_len,
+            ignore_eos=True,
+            logprobs=self._top(top),
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        outputs = [output.outputs[0] for output in self._finished_in_order(prompts, parameters)]
+        return [(tuple(output.token_ids), rows(output.logprobs, 0, self._vocabulary)) for output in outputs]
+
+    def _top(self, top: int) -> int:
+        return -1 if top >= self._vocabulary else top
+
+    def _finished_in_order(self, sequences: Sequence[Sequence[int]], parameters: SamplingParams) -> Iterator[Any]:
         first = self._submit(sequences, parameters)
-        done: dict[int, list[float]] = {}
+        done: dict[int, Any] = {}
         wanted = 0
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._step():
                     if output.finished:
                         self._count_cached(output)
-                        done[int(output.request_id) - first] = _given(output)
+                        done[int(output.request_id) - first] = output
                 while wanted in done:
                     yield done.pop(wanted)
                     wanted += 1
@@ -138,12 +170,6 @@ class VllmSession:
             self._core.expect_end()
             self._engine.engine_core.shutdown()
         self._llm = self._engine = None
-
-
-def _given(output: Any) -> list[float]:
-    """Log-probability of every token of the prompt but the first, which has none."""
-    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])
-    return [position[token].logprob for token, position in pairs]
 
 
 def _words(error: Exception) -> str:

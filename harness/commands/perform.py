@@ -1,0 +1,89 @@
+"""What every command that runs workers does around them: options, warnings, progress, and an orderly stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.errors import HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from harness.run import Options, Result
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a terminal's stop is as orderly as Ctrl-C
+
+
+def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -> Options:
+    """From the options of a command, those of `harness.commands.options.loading` among them. Raises UsageError."""
+    from harness.run import Options, parse_pairs
+
+    checkpoints = dict(parse_pairs("--checkpoint", given.pop("checkpoints")))
+    for precision in ("fp8", "nvfp4"):
+        path = given.pop(f"{precision}_model_path")
+        if path == "":
+            raise UsageError(f"--{precision}-model-path is empty")
+        if path:
+            if checkpoints.setdefault(precision, path) != path:
+                raise UsageError(f"two checkpoints for {precision}: {checkpoints[precision]} and {path}")
+    pythons = dict(parse_pairs("--python", given.pop("pythons")))
+    return Options(parameters=parameters, checkpoints=checkpoints, pythons=pythons, **given)
+
+
+def perform(options: Options) -> Result:
+    """Plans and runs, with progress on stderr. Raises UsageError before any worker exists."""
+    from harness.plugins import discover
+    from harness.progress import Progress
+    from harness.run import execute, make_plan
+
+    for problem in discover().problems:  # before the plan, which may miss what was left out
+        warn(problem)
+    plan = make_plan(options, warn)
+    progress = Progress(total=sum(cell.skip is None for cell in plan.cells))
+    for number in STOPS:
+        signal.signal(number, _interrupt)
+    try:
+        return execute(plan, options, progress.on_event, warn)
+    finally:
+        progress.close()
+
+
+def give_up_on(result: Result) -> None:
+    """Ends the command when a cell that it cannot do without was not measured. Raises UsageError or HarnessError with
+    the reason: bad output and what an engine cannot do are the asker's to mend."""
+    if result.was_interrupted:
+        raise SystemExit(result.exit_code)
+    for record in result.records:
+        what = f"{record['engine']} {record['precision']} on {record['model']}"
+        if record["status"] == "skipped":
+            raise UsageError(f"{what}: {record['reason']}")
+        if record["status"] == "failed":
+            failure = record["failure"]
+            kind = UsageError if failure["class"] in ("bad_output", "unsupported") else HarnessError
+            raise kind(f"{what}: {failure['class']}: {failure['message']}")
+
+
+def absolute_dataset(name: str) -> str:
+    """The job that reads it runs in another folder. Raises UsageError for a name or file nobody knows."""
+    from harness.corpus import DATASETS
+    from harness.names import check_known
+
+    if name.startswith("file:"):
+        path = os.path.abspath(os.path.expanduser(name.removeprefix("file:")))
+        if not os.path.isfile(path):
+            raise UsageError(f"dataset {name!r}: no such file")
+        return f"file:{path}"
+    return check_known("dataset", name, DATASETS)
+
+
+def warn(text: str) -> None:
+    """On stderr."""
+    click.echo(f"warning: {text}", err=True)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    for each in STOPS:  # an impatient second one must not tear what the first is writing
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
