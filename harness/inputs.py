@@ -93,6 +93,18 @@ def read(path: str | Path) -> Inputs:
     return from_json(Inputs, json.loads(Path(path).read_text()))
 
 
+def stop_tokens(model: str) -> tuple[int, ...]:
+    """Ids that end a text, of generation_config.json or config.json; none where neither names one."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads(_model_file(model, name).read_text()).get("eos_token_id")
+        except (OSError, ValueError):
+            continue
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return ()
+
+
 def make(request: Request) -> Inputs:
     return {"windows": _windows, "prompts": _prompts, "texts": _texts, "baseline": _of_baseline}[request.kind](request)
 
@@ -129,7 +141,7 @@ def _windows(request: Request) -> Inputs:
 
 def _texts(request: Request) -> Inputs:
     """As a person's prompt reaches the model: with the special tokens its tokenizer adds."""
-    tokenizer = _tokenizer(request.model)
+    tokenizer = tokenizer_of(request.model)
     ids = tuple(tuple(tokenizer.encode(text).ids) for text in request.texts)
     window = _config(request.model).get("max_position_embeddings")
     for number, (text, tokens) in enumerate(zip(request.texts, ids), start=1):
@@ -163,11 +175,12 @@ def _config(model: str) -> dict[str, Any]:
 
 def _tokenise(model: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids without special tokens, and the characters (from, to) of each."""
-    encoding = _tokenizer(model).encode(text, add_special_tokens=False)
+    encoding = tokenizer_of(model).encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 
 
-def _tokenizer(model: str) -> Any:
+def tokenizer_of(model: str) -> Any:
+    """The `tokenizers.Tokenizer` of a folder or hub id, without truncation or padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(_model_file(model, "tokenizer.json")))

@@ -22,7 +22,7 @@ from harness.profiler import ProfilerSpec
 from harness.workload import WorkloadSpec
 
 BUILTIN = (
-    *(f"harness.workloads.{name}" for name in ("perf", "ppl", "baseline", "validate")),
+    *(f"harness.workloads.{name}" for name in ("perf", "ppl", "baseline", "validate", "generate", "evaluate")),
     "harness.evaluation.hlo",
 )
 KINDS = {

@@ -139,25 +139,38 @@ def match(
     top: int,
     matching: Matching,
 ) -> None:
-    """Decodes every prompt (the first `first` tokens of its sequence) against the stored rows of its continuation.
-
-    Raises BadOutput when the engine gives other tokens than its logits say."""
+    """Decodes every prompt (the first `first` tokens of its sequence) against the stored rows of its continuation."""
     row = 0
     for prompt, (sequence, begin) in enumerate(zip(sequences, first)):
-        length = len(sequence) - begin
-        end = length if num_tokens is None else min(length, num_tokens)
-        at = 0
-        while at < end:
-            ((tokens, piece),) = session.generate_logits([sequence[: begin + at]], end - at, top)
-            actual = rows_of(piece, torch.tensor(tokens), f"prompt {prompt}")
-            if len(tokens) != end - at:
-                raise BadOutput(f"prompt {prompt}: asked for {end - at} tokens, got {len(tokens)}")
-            expected = stored.rows(row + at, row + end)
-            differs = (expected.likeliest != actual.likeliest.cpu()).nonzero()[:, 0]
-            count = int(differs[0]) + 1 if len(differs) else end - at
-            matching.add(expected.part(0, count), actual.part(0, count), prompt, at)
-            at += count
-        row += length
+        match_prompt(session, prompt, sequence, begin, stored, row, num_tokens, top, matching)
+        row += len(sequence) - begin
+
+
+def match_prompt(
+    session: Session,
+    prompt: int,
+    sequence: Sequence[int],
+    begin: int,
+    stored: Stored,
+    row: int,
+    num_tokens: int | None,
+    top: int,
+    matching: Matching,
+) -> None:
+    """One of them; its rows begin at `row`. Raises BadOutput for a wrong number of tokens or logits that are no numbers."""
+    length = len(sequence) - begin
+    end = length if num_tokens is None else min(length, num_tokens)
+    at = 0
+    while at < end:
+        ((tokens, piece),) = session.generate_logits([sequence[: begin + at]], end - at, top)
+        actual = rows_of(piece, torch.tensor(tokens), f"prompt {prompt}")
+        if len(tokens) != end - at:
+            raise BadOutput(f"prompt {prompt}: asked for {end - at} tokens, got {len(tokens)}")
+        expected = stored.rows(row + at, row + end)
+        differs = (expected.likeliest != actual.likeliest.cpu()).nonzero()[:, 0]
+        count = int(differs[0]) + 1 if len(differs) else end - at
+        matching.add(expected.part(0, count), actual.part(0, count), prompt, at)
+        at += count
 
 
 def _aligned(reference: Rows, actual: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

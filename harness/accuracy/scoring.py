@@ -13,7 +13,7 @@ import torch
 
 from harness.accuracy.baseline import Baseline, Ids, open_baseline
 from harness.accuracy.divergence import OVERLAP, TIE, Divergence
-from harness.accuracy.matching import Matching, match
+from harness.accuracy.matching import Matching, match, match_prompt
 from harness.accuracy.routing import Drift
 from harness.accuracy.rows import LARGEST_FULL, Rows, Section, Stored, following, rows_of, save
 from harness.accuracy.suspects import Residuals, suspects
@@ -73,6 +73,18 @@ def make_baseline(
             for name, section in sections.items()
         },
     }
+
+
+def match_one(session: Session, baseline: Baseline, prompt: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Logit matching along one greedy continuation of a baseline, for a record."""
+    tolerances = parse(parameters["tol_map"])
+    matching = Matching(tolerances, parameters["divergence_difference_tol"])
+    sequences, first = baseline.ids("greedy"), baseline.first("greedy")
+    row = sum(len(ids) - begin for ids, begin in zip(sequences[:prompt], first))
+    stored, top = Stored(baseline.path, "greedy"), _top(baseline, "greedy", tolerances)
+    checked = parameters["num_tokens_to_check"]
+    match_prompt(session, prompt, sequences[prompt], first[prompt], stored, row, checked, top, matching)
+    return matching.summary()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.commands.options import loading
-from harness.commands.perform import absolute_dataset, give_up_on, perform, run_options, warn
+from harness.commands.perform import absolute_dataset, give_up_on, perform, prompts_of, run_options, warn
 from harness.errors import UsageError
 
 
@@ -72,12 +72,10 @@ def baseline(output: Path, prompts: tuple[str, ...], prompts_file: Path | None, 
 def _texts(prompts: tuple[str, ...], file: Path | None, given: dict[str, Any]) -> list[str] | None:
     if not prompts and file is None:
         return None
-    from harness.evaluation.prompts import read_prompts
-
     for name in ("dataset", "num_chunks", "input_len"):
         if given[name] is not None:
             raise UsageError(f"--{name.replace('_', '-')} is of a dataset's windows; prompts were given, too")
-    return [*prompts, *(read_prompts(file) if file else ())]
+    return prompts_of(prompts, file)
 
 
 def _line(record: dict[str, Any]) -> str:

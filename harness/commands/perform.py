@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,6 +64,13 @@ def give_up_on(result: Result) -> None:
             failure = record["failure"]
             kind = UsageError if failure["class"] in ("bad_output", "unsupported") else HarnessError
             raise kind(f"{what}: {failure['class']}: {failure['message']}")
+
+
+def prompts_of(prompts: tuple[str, ...], file: Path | None) -> list[str]:
+    """Those given one by one, then those of a file. Raises UsageError for a file without any."""
+    from harness.evaluation.prompts import read_prompts
+
+    return [*prompts, *(read_prompts(file) if file else ())]
 
 
 def absolute_dataset(name: str) -> str:

@@ -12,7 +12,7 @@ from harness.commands.options import Names, Numbers, loading
 from harness.commands.perform import absolute_dataset, perform, run_options, warn
 from harness.errors import UsageError
 
-OWN_COMMANDS = frozenset({"baseline", "validate"})
+OWN_COMMANDS = frozenset({"baseline", "validate", "generate", "evaluate"})
 PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup_iterations", "num_chunks", "dataset")
 
 

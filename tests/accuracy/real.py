@@ -38,4 +38,5 @@ def open_session(precision: str, **setup) -> HfSession:
 
 def scored(session) -> Output:
     pieces = session.score_logits(WINDOWS, 2048)
-    return Output([rows_of(piece, torch.tensor(ids[1:]), "") for ids, piece in zip(WINDOWS, pieces)])
+    pairs = zip(WINDOWS, pieces)
+    return Output([rows_of(piece, torch.tensor(ids[1:]), "").to(torch.device("cpu")) for ids, piece in pairs])

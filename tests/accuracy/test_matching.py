@@ -15,6 +15,7 @@ from harness.accuracy.rows import Rows, rows_of
 from harness.accuracy.tolerances import DEFAULT, Tolerance, parse
 from harness.engine import Logits
 
+CPU = torch.device("cpu")
 PRECISIONS = ("bf16", "fp8", "fp8_block", "nvfp4", "mxfp4")  # beside FP32, whose logits have no ties
 TOLERANCES = parse(DEFAULT)
 
@@ -135,7 +136,7 @@ class Kept:
 def test_after_a_divergence_the_expected_token_is_put_in_and_decoding_goes_on(bf16):
     prompt = WINDOWS[0][:40]
     ((tokens, piece),) = bf16.generate_logits([prompt], 12, 2048)
-    kept = Kept(rows_of(piece, torch.tensor(tokens), ""))
+    kept = Kept(rows_of(piece, torch.tensor(tokens), "").to(CPU))
     session, matching = Scripted(bf16, wrong_at=45), Matching(TOLERANCES, 0.001)
     match(session, [prompt + tokens], [40], kept, None, 2048, matching)
     found = matching.summary()
@@ -152,7 +153,7 @@ def test_as_many_tokens_are_checked_as_were_asked_for(bf16):
     prompt = WINDOWS[1][:40]
     ((tokens, piece),) = bf16.generate_logits([prompt], 12, 2048)
     matching = Matching(TOLERANCES, 0.001)
-    match(bf16, [prompt + tokens], [40], Kept(rows_of(piece, torch.tensor(tokens), "")), 7, 2048, matching)
+    match(bf16, [prompt + tokens], [40], Kept(rows_of(piece, torch.tensor(tokens), "").to(CPU)), 7, 2048, matching)
     assert (matching.summary()["tokens_checked"], matching.summary()["passed"]) == (7, True)
 
 

@@ -21,7 +21,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="hf",
             summary="HF transformers on PyTorch: the reference; quantised precisions are emulated exactly",
             requires=("torch", "safetensors", "compressed-tensors", "transformers"),
-            capabilities=frozenset({"generate", "score", "logits"}),
+            capabilities=frozenset({"generate", "score", "logits", "sample"}),
             support=support,
             load=load,
             options=frozenset({"quantize", "moe_backend"}),

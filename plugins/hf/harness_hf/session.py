@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from harness import Generation, Load, LoadFailed, Logits, Response, Unsupported, provenance
+from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Unsupported, provenance
 from harness_hf.checkpoint import open_model
 from harness_hf.decode import CpuDecoder, CudaDecoder, OnLogits, ignore
 from harness_hf.emulate import emulate
@@ -97,6 +97,27 @@ class HfSession:
         tokens, *_ = self._generate(prompts, output_len, lambda logits_AV: steps.append(logits_AV.float().clone()))
         rows_ARV = torch.stack(steps, dim=1)
         return [(tuple(row), Logits(logits_RV)) for row, logits_RV in zip(tokens.tolist(), rows_ARV)]
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[tuple[int, ...]]:
+        """By transformers' own generate, one prompt at a time."""
+        torch.set_num_threads(self._threads["generate"])
+        torch.manual_seed(sampling.seed)
+        is_drawn = sampling.temperature > 0
+        drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        config = transformers.GenerationConfig(
+            do_sample=is_drawn,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=list(sampling.stop) or None,
+            pad_token_id=0,
+            **(drawn if is_drawn else {}),
+        )
+        continued = []
+        for prompt in prompts:
+            ids_1T = torch.tensor([prompt], device=self._device)
+            out_1T = self._model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)
+            continued.append(tuple(out_1T[0, len(prompt) :].tolist()))
+        return continued
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], output_len: int, on_logits: OnLogits

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Unsupported, device, failures
+from harness import Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Sampling, Unsupported, device, failures
 
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # In its own process the engine core would import vLLM a second time; on a CPU that is half of the start.
@@ -111,6 +111,18 @@ class VllmSession:
         )
         outputs = [output.outputs[0] for output in self._finished_in_order(prompts, parameters)]
         return [(tuple(output.token_ids), rows(output.logprobs, 0, self._vocabulary)) for output in outputs]
+
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[tuple[int, ...]]:
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.stop),
+            detokenize=False,
+        )
+        return [tuple(output.outputs[0].token_ids) for output in self._finished_in_order(prompts, parameters)]
 
     def _top(self, top: int) -> int:
         return -1 if top >= self._vocabulary else top
