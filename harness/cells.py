@@ -71,6 +71,7 @@ class InputFile:
 
     path: str | None
     problem: str | None = None
+    longest: int = 0  # tokens of its longest sequence
 
 
 @dataclass(frozen=True)
@@ -91,5 +92,9 @@ class Load:
 
     @property
     def max_sequence(self) -> int:
-        """Longest sequence of any cell, in tokens."""
-        return max(sum(cell.parameters.get(name, 0) for name in ("input_len", "output_len")) for cell in self.cells)
+        """Longest sequence of any cell, in tokens: what it was asked for, or what it got where texts decide."""
+        longest = [file.longest for file in self.inputs] or [0] * len(self.cells)
+        return max(
+            max(cell.parameters.get("input_len", 0), length) + cell.parameters.get("output_len", 0)
+            for cell, length in zip(self.cells, longest)
+        )

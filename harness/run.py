@@ -209,7 +209,8 @@ def _prepare_inputs(plan: Plan, folder: OutputFolder) -> dict[int, InputFile]:
 
 def _prepare(request: inputs.Request, folder: OutputFolder, python: str) -> InputFile:
     try:
-        return InputFile(str(inputs.prepare(request, (folder.root / "inputs").resolve(), python)))
+        path = inputs.prepare(request, (folder.root / "inputs").resolve(), python)
+        return InputFile(str(path), longest=max(map(len, inputs.read(path).ids)))
     except UsageError:
         raise
     except (HarnessError, OSError) as error:  # a model that cannot be read, or no room

@@ -68,6 +68,11 @@ class EngineConformance:
     def session(cls, engine: EngineSpec, load: Load) -> Iterator[Session]:
         session = engine.load(load)
         yield session
+        cls.close_twice(session)  # here, as a GPU may not hold a second session
+
+    @staticmethod
+    def close_twice(session: Session) -> None:
+        session.close()
         session.close()
 
     def prompts(self) -> list[list[int]]:
@@ -139,18 +144,14 @@ class EngineConformance:
             assert abs(sum(batched) - sum(single)) / len(single) <= self.score_tolerance
 
     def test_scores_that_are_not_waited_for_leave_nothing_behind(self, session: Session) -> None:
-        expected = session.generate(self.prompts(), self.output_len)
+        alone = self.prompts()[:1]  # who else is in a batch may tip the choice between two tokens
+        expected = session.generate(alone, self.output_len)
         scores = iter(session.score(self.prompts() * 4))
         next(scores)
         if hasattr(scores, "close"):
             scores.close()
-        found = session.generate(self.prompts(), self.output_len)
+        found = session.generate(alone, self.output_len)
         assert [r.token_ids for r in found.responses] == [r.token_ids for r in expected.responses]
-
-    def test_close_may_be_called_twice(self, engine: EngineSpec, load: Load) -> None:
-        session = engine.load(load)
-        session.close()
-        session.close()
 
     def test_no_standard_test_is_overridden(self) -> None:
         kits = [kit for kit in type(self).__mro__ if kit.__module__ == __name__]

@@ -26,7 +26,7 @@ from harness.workload import Progress
 KEPT = 64  # tokens of a row where whole rows would be too many
 ASKED_WHOLE = 16384  # vocabulary up to which an engine that lists log-probabilities is asked for all of it
 MOST_LISTED = 1000  # else that many, the largest k of the seeds' tolerances
-GREEDY_PROMPTS = 4  # of a dataset's windows, the first half of each
+GREEDY_PROMPTS = 4  # of a dataset's windows, the beginning of each
 NO_ROUTING = "the engine does not tell which experts a token went to"
 
 
@@ -34,10 +34,10 @@ def make_baseline(
     session: Session, inputs: Inputs, parameters: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Runs the reference and writes the file. Returns what the record says of it."""
-    about, output_len = parameters["about"], parameters["output_len"]
+    about, num_tokens = parameters["about"], parameters["num_tokens"]
     vocabulary = about["vocab_size"]
     given = parameters["texts"] is not None
-    prompts = inputs.ids if given else tuple(ids[: max(1, len(ids) // 2)] for ids in inputs.ids[:GREEDY_PROMPTS])
+    prompts = inputs.ids if given else tuple(_beginning(ids, num_tokens) for ids in inputs.ids[:GREEDY_PROMPTS])
     total = len(prompts) + (0 if given else len(inputs.ids))
     sections, done = {}, 0
     if not given:
@@ -48,7 +48,7 @@ def make_baseline(
             progress(done := index + 1, total)
     continued = []
     for prompt in prompts:
-        ((tokens, piece),) = session.generate_logits([prompt], output_len, parameters["top_k"] or vocabulary)
+        ((tokens, piece),) = session.generate_logits([prompt], num_tokens, parameters["top_k"] or vocabulary)
         rows = rows_of(piece, torch.tensor(tokens), f"prompt {len(continued)}")
         if (rows.given < rows.top(1)[1][:, 0] - rows.norm - TIE).any():
             raise BadOutput(f"prompt {len(continued)}: the tokens are not those its own logits hold likeliest")
@@ -73,6 +73,11 @@ def make_baseline(
             for name, section in sections.items()
         },
     }
+
+
+def _beginning(ids: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
+    """Half of a window, or what leaves room in it for the continuation."""
+    return ids[: max(1, min(len(ids) // 2, len(ids) - num_tokens))]
 
 
 def match_one(session: Session, baseline: Baseline, prompt: int, parameters: Mapping[str, Any]) -> dict[str, Any]:

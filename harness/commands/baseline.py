@@ -30,7 +30,14 @@ from harness.errors import UsageError
 @click.option("--top-k", type=click.IntRange(1), help="Tokens kept of each row.  [all; 64 above 256 MiB]")
 @loading
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON, and nothing else, on stdout.")
-def baseline(output: Path, prompts: tuple[str, ...], prompts_file: Path | None, as_json: bool, **given: Any) -> None:
+def baseline(
+    output: Path,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    num_tokens: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Run a reference, and keep its logits for `harness validate`.
 
     Over windows of a dataset and greedy continuations of their beginnings, or over prompts. The file is safetensors and
@@ -41,6 +48,10 @@ def baseline(output: Path, prompts: tuple[str, ...], prompts_file: Path | None, 
     from harness.accuracy.subject import about
 
     texts = _texts(prompts, prompts_file, given)
+    if not texts and num_tokens >= (given["input_len"] or num_tokens + 1):
+        raise UsageError(
+            f"--num-tokens {num_tokens} leaves nothing of windows of {given['input_len']} tokens to continue"
+        )
     path = output.expanduser().resolve()
     if not path.parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {path.parent}")
@@ -52,7 +63,8 @@ def baseline(output: Path, prompts: tuple[str, ...], prompts_file: Path | None, 
     parameters = {
         **{name: value for name, value in sizes.items() if value is not None},
         **({"dataset": absolute_dataset(dataset)} if dataset else {}),
-        "output_len": given.pop("num_tokens"),
+        "num_tokens": num_tokens,
+        "output_len": num_tokens if texts else 0,
         "texts": texts,
         "output": str(path),
         "about": about(model, given["engine"], given["precision"]),

@@ -101,6 +101,7 @@ def _make_baseline(question: Question, perform: Perform, give_up_on: Callable[[R
     parameters = {
         "texts": list(question.texts),
         "output": str(path),
+        "num_tokens": question.measuring["num_tokens_to_check"],
         "output_len": question.measuring["num_tokens_to_check"],
         "about": about(model, engine, precision),
     }

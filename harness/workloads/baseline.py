@@ -26,8 +26,9 @@ def harness_register_workloads() -> list[WorkloadSpec]:
                 "dataset": "stdlib",
                 "input_len": 512,
                 "num_chunks": 16,
-                "output_len": 32,  # greedy continuation of each prompt
+                "num_tokens": 32,  # greedy continuation of each prompt
                 "texts": None,  # prompts instead of a dataset
+                "output_len": 0,  # of texts: num_tokens; a window's beginning continues within the window's length
                 "top_k": None,  # tokens kept of each row; None: all while there is room
                 "output": None,  # the file
                 "about": None,  # of the model, for the file

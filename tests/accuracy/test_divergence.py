@@ -96,7 +96,7 @@ def test_of_the_likeliest_alone_kl_is_a_close_lower_bound(outputs, precision, ke
     bound = compare(reference, actual)
     assert bound.summary()["kl_is"] == BOUND
     assert (bound.positions() <= exact.positions() + 1e-6).all()
-    assert bound.positions().mean() > 0.8 * exact.positions().mean()
+    assert bound.positions().mean() > 0.5 * exact.positions().mean()
     assert bound.summary()["top1_agreement"] == exact.summary()["top1_agreement"]
 
 

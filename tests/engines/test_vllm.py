@@ -35,4 +35,6 @@ def test_the_logits_are_those_of_transformers(logprobs_of_vllm):
     with torch.inference_mode():
         logits = model(torch.tensor([PROMPT])).logits[0, :-1]
     assert logprobs_of_vllm.shape == logits.shape
-    torch.testing.assert_close(logprobs_of_vllm, logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    # vLLM's Triton kernels multiply FP32 as TF32 on a GPU: 0.0025 was seen
+    tolerance = 1e-2 if torch.cuda.is_available() else 1e-4
+    torch.testing.assert_close(logprobs_of_vllm, logits.log_softmax(-1), rtol=tolerance, atol=tolerance)

@@ -122,7 +122,8 @@ class VllmSession:
             stop_token_ids=list(sampling.stop),
             detokenize=False,
         )
-        return [tuple(output.outputs[0].token_ids) for output in self._finished_in_order(prompts, parameters)]
+        outputs = [output.outputs[0] for output in self._finished_in_order(prompts, parameters)]
+        return [(*output.token_ids, *_stop_left_out(output)) for output in outputs]
 
     def _top(self, top: int) -> int:
         return -1 if top >= self._vocabulary else top
@@ -182,6 +183,12 @@ class VllmSession:
             self._core.expect_end()
             self._engine.engine_core.shutdown()
         self._llm = self._engine = None
+
+
+def _stop_left_out(output: Any) -> list[int]:
+    """The stop token, where vLLM ends a text without handing it over."""
+    stop = output.stop_reason
+    return [stop] if type(stop) is int and (not output.token_ids or output.token_ids[-1] != stop) else []
 
 
 def _words(error: Exception) -> str:
