@@ -1,9 +1,10 @@
 # The two commands: `make run` measures the embedded model, `make test` runs every test.
 # `make venv-vllm` builds vLLM's own environment, which `harness run --engine vllm` finds.
-#   make run ARGS="--precision bf16,nvfp4"    make test ARGS="-k faults"    make run PYTHON=python3.12
+#   make run ARGS="--precision bf16,nvfp4"    make test JOBS=1 ARGS="-k faults"    make run PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: run test venv-vllm clean
 .DELETE_ON_ERROR:
@@ -12,7 +13,7 @@ run: $(VENV)/.hf
 	$(VENV)/bin/harness run $(ARGS)
 
 test: $(VENV)/.hf,test .venv-vllm/.vllm,test
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 venv-vllm: .venv-vllm/.vllm
 

@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """The slowest first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: "with_vllm" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
     """A folder with the outside plugin as pip installs it. It is built from a copy, so the tree stays clean."""

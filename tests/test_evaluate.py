@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,23 @@ FEW = ["--seq-len", 48, "--num-iterations", 3, "--num-tokens-to-check", 6]
 HLO = Path(__file__).parent / "data/hlo"
 
 
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
 @pytest.fixture
 def harness(tmp_path):
-    def run(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "harness", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    return partial(run, tmp_path)
 
-    return run
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory) -> list[object]:
+    """Options that take a baseline of PROMPT made before."""
+    folder = tmp_path_factory.mktemp("baseline")
+    done = run(folder, "baseline", "--output", "one", "--prompt", PROMPT, "--num-tokens", 6)
+    assert done.returncode == 0, done.stderr
+    return ["--baseline", folder / "one"]
 
 
 @pytest.fixture
@@ -56,9 +67,11 @@ def test_generate_prints_each_prompt_with_its_continuation(harness, tmp_path):
     assert found["generated"][0]["text"].split()[0] not in ("", None)
 
 
-def test_one_prompt_is_checked_timed_and_scored(harness, tmp_path):
+def test_one_prompt_is_checked_timed_and_scored(harness, baseline, tmp_path):
     base = ["--base-latency", 200, "--base-throughput", 100]
-    done = harness("evaluate", "--prompt", PROMPT, *FEW, *base, "--team-id", "us", "--kernel-flop-ratio", 0.5, "--json")
+    done = harness(
+        "evaluate", "--prompt", PROMPT, *FEW, *baseline, *base, "--team-id", "us", "--kernel-flop-ratio", 0.5, "--json"
+    )
     assert done.returncode == 0, done.stderr
     ((found,),) = [json.loads(done.stdout)]
     report = json.loads((tmp_path / "benchmark_results/benchmark_report.json").read_text())
@@ -75,9 +88,9 @@ def test_one_prompt_is_checked_timed_and_scored(harness, tmp_path):
     assert float(row["final_score"]) == pytest.approx(expected) and row["team_id"] == "us" and row["accuracy"] == "1"
 
 
-def test_failed_accuracy_scores_nothing_and_says_why(harness, tmp_path):
+def test_failed_accuracy_scores_nothing_and_says_why(harness, baseline, tmp_path):
     strict = ["--precision", "fp32", "--tol-map", "{5: (0, 0.00001)}"]
-    done = harness("evaluate", "--prompt", PROMPT, *FEW, *strict, "--kernel-flop-ratio", 0)
+    done = harness("evaluate", "--prompt", PROMPT, *FEW, *baseline, *strict, "--kernel-flop-ratio", 0)
     assert done.returncode == 1
     assert "score 0.0000: the accuracy check failed: " in done.stdout and "at k = 5" in done.stdout
     assert [

@@ -147,6 +147,7 @@ def validate(session: Session, inputs: Inputs, parameters: Mapping[str, Any], pr
         if own:
             own.add(rows)
         progress(index + 1, len(sequences))
+    first_found, *others = [other.found() for other in compared]
     seconds = time.perf_counter() - started
     if own:
         facts = session.facts()
@@ -156,8 +157,8 @@ def validate(session: Session, inputs: Inputs, parameters: Mapping[str, Any], pr
     if "greedy" in baseline.sections:
         matching, why_not = _matched(session, baseline, tolerances, parameters, top), None
     return {
-        "divergence": {"section": section, **compared[0].found()},
-        "against": [other.found() for other in compared[1:]],
+        "divergence": {"section": section, **first_found},
+        "against": others,
         "logit_matching": matching,
         "logit_matching_unread": why_not,
         "scoring_seconds": seconds,
