@@ -9,8 +9,10 @@ than 256 MiB. Times are of the workloads' own scoring loops, reading of the base
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from harness import models
@@ -34,7 +36,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="[5]")
     options = parser.parse_args()
     model = models.resolve(options.model)
-    inputs = make(Request(model.path, "windows", -(-options.tokens // options.length), options.length, "stdlib"))
+    count = -(-options.tokens // options.length)
+    inputs = make(Request(model.path, "windows", count, options.length, "stdlib"))
+    again = tuple(itertools.islice(itertools.cycle(inputs.ids), count))  # the text may be shorter
+    inputs = replace(inputs, ids=again)
     setup = Setup(options.engine, model.name, model.path, options.precision)
     parameters = {"input_len": options.length, "output_len": 8}
     load = Load(setup, (Cell(setup, "ppl", parameters, Support("native")),), "native")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from harness.accuracy.rows import LEAST, Rows
+from harness.accuracy.rows import LEAST, Aligned, Rows
 from harness.metrics import mean, percentile
 
 OVERLAP = 10  # likeliest tokens whose overlap is counted
@@ -36,17 +36,20 @@ class Divergence:
     is_exact: bool = True
     top: int = OVERLAP
 
-    def add(self, reference: Rows, actual: Rows, sequence: int, first_token: int) -> None:
+    def add(self, both: Aligned, sequence: int, first_token: int) -> None:
         """Takes positions of one sequence; the first of them gave token `first_token`."""
-        reference = reference.to(actual.values.device)
-        forward, reverse = _kl(reference, actual)
-        self.is_exact &= reference.ids is None and actual.ids is None
+        reference, actual = both.reference, both.actual
+        forward, reverse = _kl(both)
+        self.is_exact &= both.ids is None
         self.kl["forward"].append(forward.cpu())
         self.kl["reverse"].append(reverse.cpu())
         self.nll.append((reference.given.double() - actual.given.double()).cpu())
-        self.agree.append((reference.likeliest == actual.likeliest).cpu())
         self.top = min(self.top, reference.values.shape[1], actual.values.shape[1])
-        self.overlap.append(_overlap(reference, actual, self.top).cpu())
+        expected, (found, values) = reference.top(self.top)[0], actual.top(self.top)
+        self.agree.append((expected[:, 0] == found[:, 0]).cpu())
+        # Ties are in: which of several equal tokens comes k-th is chance.
+        is_among = actual.at(expected) + actual.norm[:, None] >= values[:, -1:] - TIE
+        self.overlap.append(is_among.double().mean(-1).cpu())
         self.sequence.append(torch.full((len(actual),), sequence))
         self.token.append(torch.arange(first_token, first_token + len(actual)))
 
@@ -83,39 +86,37 @@ class Divergence:
         }
 
 
-def _overlap(reference: Rows, actual: Rows, k: int) -> torch.Tensor:
-    """Share of the reference's k likeliest tokens that are as likely as the k-th of the other side, [R]. Ties are in:
-    which of several equal tokens comes k-th is chance."""
-    ids, _ = reference.top(k)
-    values = actual.at(ids) + actual.norm[:, None]
-    return (values >= actual.values.topk(k, dim=-1).values[:, -1:] - TIE).double().mean(-1)
-
-
-def _kl(reference: Rows, actual: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _kl(both: Aligned) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(P || Q) and KL(Q || P), [R] float64."""
-    if reference.ids is None and actual.ids is None:
-        p, q = reference.values.double().log_softmax(-1), actual.values.double().log_softmax(-1)
-        return _terms(p, q).sum(-1), _terms(q, p).sum(-1)
-    ids = reference.ids if reference.ids is not None else actual.ids
-    p, q = reference.at(ids).double(), actual.at(ids).double()
-    known = ~(p.isnan() | q.isnan())
-    p, q = p.masked_fill(~known, -torch.inf), q.masked_fill(~known, -torch.inf)
-    all_known = known.all(-1)
-    p_rest, q_rest = (_rest(rows, logprobs, all_known) for rows, logprobs in ((reference, p), (actual, q)))
-    forward, reverse = _terms(p, q).sum(-1) + _terms(p_rest, q_rest), _terms(q, p).sum(-1) + _terms(q_rest, p_rest)
-    return forward.clamp_min(0), reverse.clamp_min(0)  # no KL is negative; the rest is known to rounding only
+    if both.ids is None:
+        forward, reverse, *_ = _sums(both.expected.double().log_softmax(-1), both.found.double().log_softmax(-1))
+        return forward, reverse
+    p, q = both.expected, both.found
+    unknown = (p + q).isnan()
+    if unknown.any():
+        p, q = p.masked_fill(unknown, -torch.inf), q.masked_fill(unknown, -torch.inf)
+    forward, reverse, p_mass, q_mass = _sums(p, q)
+    is_known = ~unknown.any(-1)
+    p_rest, q_rest = _rest(both.reference, p_mass, is_known, both.ids), _rest(both.actual, q_mass, is_known, both.ids)
+    others, others_reverse, *_ = _sums(p_rest[:, None], q_rest[:, None])
+    # No KL is negative, but the rest is known to rounding only.
+    return (forward + others).clamp_min(0), (reverse + others_reverse).clamp_min(0)
 
 
-def _rest(rows: Rows, logprobs: torch.Tensor, all_known: torch.Tensor) -> torch.Tensor:
-    rest = (1 - logprobs.exp().sum(-1)).clamp_min(LEAST).log()
-    if rows.tail is None or rows.ids is None or rows.ids.shape[1] != logprobs.shape[1]:
+def _rest(rows: Rows, mass: torch.Tensor, is_known: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probability of the tokens outside `ids`."""
+    rest = (1 - mass).clamp_min(LEAST).log()
+    if rows.tail is None or rows.ids is not ids:
         return rest
-    return torch.where(all_known, rows.tail.double(), rest)  # as it was when more digits of it were known
+    return torch.where(is_known, rows.tail.double(), rest)  # as it was when more digits of it were known
 
 
-def _terms(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """p ln(p / q) from logarithms; 0 where p is 0."""
-    return torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))
+def _sums(p: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """From logarithms, over the last dimension: p ln(p / q), q ln(q / p), p and q. A term whose factor is 0 is 0."""
+    p_share, q_share, difference = p.exp(), q.exp(), p - q
+    forward = torch.where(p_share > 0, p_share * difference, 0.0)
+    reverse = torch.where(q_share > 0, q_share * -difference, 0.0)
+    return tuple(terms.sum(-1, dtype=torch.float64) for terms in (forward, reverse, p_share, q_share))
 
 
 def _spread(values: torch.Tensor) -> dict[str, Any]:

@@ -64,16 +64,39 @@ class Rows:
         """The likeliest tokens in order and their values, both [R, count]."""
         if self.ids is not None:
             return self.ids[:, :count], self.values[:, :count]
-        values, ids = self.values.topk(count, dim=-1)
-        return _in_order(values, ids)
+        return _in_order(*self.values.topk(count, dim=-1, sorted=False))
 
     def at(self, ids_RN: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of given tokens, [R, N]; NaN where a row does not know one."""
         if self.ids is None:
             return self.values.gather(-1, ids_RN) - self.norm[:, None]
+        if ids_RN is self.ids:
+            return self.values
         found = ids_RN[:, :, None] == self.ids[:, None, :]
         values = (found * self.values[:, None, :]).sum(-1)
         return torch.where(found.any(-1), values, torch.nan)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two sides at the same positions of the same tokens, on one device."""
+
+    reference: Rows
+    actual: Rows
+    ids: torch.Tensor | None  # [R, N], the tokens compared; None: the whole vocabulary in order
+    expected: (
+        torch.Tensor
+    )  # [R, N]: log-probabilities at `ids`, NaN where a side does not know one; without `ids` logits
+    found: torch.Tensor
+
+
+def align(reference: Rows, actual: Rows) -> Aligned:
+    """The tokens of the side that knows fewer; the reference's where both list theirs."""
+    reference = reference.to(actual.values.device)
+    ids = reference.ids if reference.ids is not None else actual.ids
+    if ids is None:
+        return Aligned(reference, actual, None, reference.values, actual.values)
+    return Aligned(reference, actual, ids, reference.at(ids), actual.at(ids))
 
 
 def rows_of(piece: Logits, following_R: torch.Tensor, where: str) -> Rows:
@@ -89,7 +112,7 @@ def rows_of(piece: Logits, following_R: torch.Tensor, where: str) -> Rows:
         norm, given = values.new_zeros(len(values)), torch.as_tensor(piece.given)
         ids, values = _in_order(values, torch.as_tensor(piece.ids))
         tail = (1 - values.double().exp().sum(-1)).clamp_min(LEAST).log().float()
-    if not (torch.isfinite(norm).all() and torch.isfinite(given).all()) or values.isnan().any():
+    if not (torch.isfinite(norm).all() and torch.isfinite(given).all()) or (ids is not None and values.isnan().any()):
         raise BadOutput(f"{where}: logits are not finite (NaN or infinite)")
     return Rows(values, norm, given, ids, tail, piece.chosen, piece.num_experts, piece.layers)
 

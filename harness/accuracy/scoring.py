@@ -15,7 +15,7 @@ from harness.accuracy.baseline import Baseline, Ids, open_baseline
 from harness.accuracy.divergence import OVERLAP, TIE, Divergence
 from harness.accuracy.matching import Matching, match, match_prompt
 from harness.accuracy.routing import Drift
-from harness.accuracy.rows import LARGEST_FULL, Rows, Section, Stored, following, rows_of, save
+from harness.accuracy.rows import LARGEST_FULL, Rows, Section, Stored, align, following, rows_of, save
 from harness.accuracy.suspects import Residuals, suspects
 from harness.accuracy.tolerances import Tolerance, parse
 from harness.engine import Session
@@ -103,11 +103,11 @@ class _Against:
     drift: Drift | None = None
 
     def add(self, rows: Rows, sequence: int, token: int, at: int) -> None:
-        expected = self.stored.rows(at, at + len(rows))
-        self.divergence.add(expected, rows, sequence, token)
-        self.residuals.add(expected, rows)
+        both = align(self.stored.rows(at, at + len(rows)), rows)
+        self.divergence.add(both, sequence, token)
+        self.residuals.add(both)
         if self.drift is not None:
-            self.drift.add(expected.chosen, rows.chosen)
+            self.drift.add(both.reference.chosen, rows.chosen)
 
     def found(self) -> dict[str, Any]:
         sets = self.drift and self.drift.sets()

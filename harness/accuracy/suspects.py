@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness.accuracy.rows import Rows
+from harness.accuracy.rows import Aligned
 
 FLOOR = 1e-8  # nats; below it KL is rounding
 TIMES = 3.0  # an expert's tokens differ this many times as much as the others'
@@ -29,24 +29,16 @@ class Residuals:
     def __init__(self, vocabulary: int) -> None:
         self._count, self._sum, self._squares = (torch.zeros(vocabulary, dtype=torch.float64) for _ in range(3))
 
-    def add(self, reference: Rows, actual: Rows) -> None:
+    def add(self, both: Aligned) -> None:
         """Takes positions of both sides."""
-        reference = reference.to(actual.values.device)
-        if actual.ids is not None:
-            ids = actual.ids
-            difference = actual.values - reference.at(ids)
-        elif reference.ids is not None:
-            ids = reference.ids
-            difference = actual.at(ids) - reference.values
-        else:
-            ids, difference = None, actual.values - reference.values
+        ids, difference = both.ids, both.found - both.expected
         usable = torch.isfinite(difference)
-        difference = difference.masked_fill(~usable, 0)
+        difference = difference.nan_to_num(0, 0, 0)
         middle = difference.sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp_min(1)
-        difference = (difference - middle).masked_fill(~usable, 0)
-        for total, part in ((self._count, usable), (self._sum, difference), (self._squares, difference**2)):
+        difference = (difference - middle) * usable
+        for total, part in ((self._count, usable), (self._sum, difference), (self._squares, difference.square())):
             if ids is None:
-                total += part.double().sum(0).cpu()
+                total += part.sum(0, dtype=torch.float64).cpu()
             else:
                 total.scatter_add_(0, ids.flatten().cpu(), part.double().flatten().cpu())
 

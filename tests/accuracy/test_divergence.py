@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.accuracy.divergence import BOUND, EXACT, Divergence
-from harness.accuracy.rows import Rows, Section
+from harness.accuracy.rows import Rows, Section, align
 
 PRECISIONS = ("fp32", "fp8", "fp8_block", "nvfp4", "mxfp4")
 TIE = 1e-5
@@ -27,7 +27,7 @@ def kl(p, q):
 def compare(reference: list[Rows], actual: list[Rows]) -> Divergence:
     divergence = Divergence()
     for sequence, (expected, found) in enumerate(zip(reference, actual)):
-        divergence.add(expected, found, sequence, 1)
+        divergence.add(align(expected, found), sequence, 1)
     return divergence
 
 

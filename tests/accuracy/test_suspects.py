@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.accuracy.divergence import Divergence
 from harness.accuracy.routing import Drift
+from harness.accuracy.rows import align
 from harness.accuracy.suspects import Residuals, suspects
 from harness.accuracy.words import in_words
 
@@ -22,8 +23,9 @@ VOCABULARY = 2048
 def compare(reference: Output, actual: Output) -> tuple[list[dict], Drift]:
     divergence, residuals, drift = Divergence(), Residuals(VOCABULARY), Drift(8, (0, 1, 2, 3))
     for sequence, (expected, found) in enumerate(zip(reference.rows, actual.rows)):
-        divergence.add(expected, found, sequence, 1)
-        residuals.add(expected, found)
+        both = align(expected, found)
+        divergence.add(both, sequence, 1)
+        residuals.add(both)
         drift.add(expected.chosen, found.chosen)
     return suspects(divergence.positions(), drift.sets(), drift.layers, residuals), drift
 

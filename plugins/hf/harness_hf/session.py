@@ -145,12 +145,15 @@ class HfSession:
         for ids_AT in self._batches(sequences):
             with widened(), Routes(self._model) as routes:
                 hidden_ATH = self._hidden(ids_AT)
-            for index, hidden_TH in enumerate(hidden_ATH[:, :-1]):
-                for start in range(0, len(hidden_TH), LOGIT_ROWS):
-                    rows_RH = hidden_TH[start : start + LOGIT_ROWS]
+            length = ids_AT.shape[1] - 1
+            together = max(1, LOGIT_ROWS // length)  # whole sequences, or parts of one
+            for first in range(0, len(ids_AT), together):
+                for start in range(0, length, LOGIT_ROWS):
+                    rows_ARH = hidden_ATH[first : first + together, start : min(start + LOGIT_ROWS, length)]
                     with widened():
-                        logits_RV = head(rows_RH).float()
-                    yield Logits(logits_RV, **routes.of(index, start, len(rows_RH), ids_AT.shape))
+                        logits_ARV = head(rows_ARH).float()
+                    for index, logits_RV in enumerate(logits_ARV, start=first):
+                        yield Logits(logits_RV, **routes.of(index, start, len(logits_RV), ids_AT.shape))
 
     def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         """The sequences in order, [A, T] at a time."""
