@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from harness import Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Sampling, Unsupported, device, failures
@@ -86,16 +87,18 @@ class VllmSession:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        for output in self._finished_in_order(sequences, parameters):
-            pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])  # the first token has no probability
-            yield [position[token].logprob for token, position in pairs]
+        with closing(self._finished_in_order(sequences, parameters)) as outputs:
+            for output in outputs:
+                pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])  # the first has no probability
+                yield [position[token].logprob for token, position in pairs]
 
     def score_logits(self, sequences: Sequence[Sequence[int]], top: int) -> Iterator[Logits]:
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=self._top(top), flat_logprobs=True, detokenize=False
         )
-        for output in self._finished_in_order(sequences, parameters):
-            yield rows(output.prompt_logprobs, 1, self._vocabulary)  # the first token has no probability
+        with closing(self._finished_in_order(sequences, parameters)) as outputs:
+            for output in outputs:
+                yield rows(output.prompt_logprobs, 1, self._vocabulary)  # the first token has no probability
 
     def generate_logits(
         self, prompts: Sequence[Sequence[int]], output_len: int, top: int
@@ -129,6 +132,7 @@ class VllmSession:
         return -1 if top >= self._vocabulary else top
 
     def _finished_in_order(self, sequences: Sequence[Sequence[int]], parameters: SamplingParams) -> Iterator[Any]:
+        """Outputs in the order of the sequences. Who may stop early closes it, or the rest runs into what comes next."""
         first = self._submit(sequences, parameters)
         done: dict[int, Any] = {}
         wanted = 0
