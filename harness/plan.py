@@ -57,7 +57,7 @@ def _skip_reason(
     if support.mode == modes.UNSUPPORTED:
         return support.reason
     if workload.needs not in engine.capabilities:
-        return f"{engine.name} cannot {workload.needs}, which {workload.name} needs"
+        return f"{engine.name} lacks the capability {workload.needs!r}, which {workload.name} needs"
     if workload.measures == "speed" and support.mode == modes.EMULATED:
         return f"emulated on {device.label}: its accuracy is that of {setup.precision}, its speed would mean nothing"
     if workload.measures == "accuracy" and setup.weights == "dummy":

@@ -95,6 +95,25 @@ def test_folders_of_two_runs_compare(run):
     assert {difference["verdict"] for difference in found["metrics"].values()} == {"no difference"}
 
 
+def test_in_fp32_its_logits_match_those_of_transformers(vllm_python, tmp_path):
+    """Over windows, and decoding greedily: the engine error without BF16's rounding in it."""
+    command = [sys.executable, "-m", "harness"]
+    sizes = ["--num-chunks", "4", "--input-len", "64", "--num-tokens", "8"]
+    subprocess.run([*command, "baseline", "--output", "b", "--precision", "fp32", *sizes], cwd=tmp_path, check=True)
+    asked = ["--engine", "vllm", "--precision", "fp32", "--python", f"vllm={vllm_python}", "--json"]
+    done = subprocess.run(
+        [*command, "validate", "--baseline", "b", *asked], cwd=tmp_path, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    (rung,) = found["ladder"]
+    assert (done.returncode, found["passed"], rung["cause"]) == (0, True, "engine"), done.stderr
+    assert rung["divergence"]["tokens"] == 252 and rung["divergence"]["kl_is"].startswith("exact")
+    assert 0 < rung["divergence"]["kl_forward"]["max"] < 1e-6 and rung["divergence"]["top1_agreement"] == 1
+    assert rung["divergence"]["routing"] is None and "does not tell" in rung["divergence"]["routing_unread"]
+    (record,) = found["records"]
+    assert record["logit_matching"]["tokens_checked"] == 32 and record["logit_matching"]["divergences"] == []
+
+
 def test_vllm_holds_the_contract_of_every_engine(vllm_python, tmp_path):
     command = [vllm_python, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests/engines/test_vllm.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
