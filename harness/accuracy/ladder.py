@@ -30,6 +30,7 @@ class Rung:
     cause: str
     what: str  # e.g. "vllm fp8"
     beside: str  # e.g. "vllm bf16"
+    compute_mode: str  # of `what`
     divergence: dict[str, Any]
 
 
@@ -78,9 +79,10 @@ def rungs(baseline: Baseline, records: Sequence[Record]) -> list[Rung]:
     for record in (record for record in records if record["status"] in ("ok", "mismatch")):
         what = f"{record['engine']} {record['precision']}"
         cause = _cause(baseline, record)
-        found += [Rung(QUANTISATION, what, other["reference"], other) for other in record["against"]]
+        mode = record["compute_mode"]
+        found += [Rung(QUANTISATION, what, other["reference"], mode, other) for other in record["against"]]
         if not (record["against"] and cause == QUANTISATION):  # the same comparison twice says nothing more
-            found.append(Rung(cause, what, baseline.reference, record["divergence"]))
+            found.append(Rung(cause, what, baseline.reference, mode, record["divergence"]))
     return found
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from harness.accuracy.baseline import Baseline
-from harness.accuracy.ladder import BOTH, Rung, rungs
+from harness.accuracy.ladder import BOTH, QUANTISATION, Rung, rungs
+from harness.accuracy.words import in_words
+from harness.precision import EMULATED, WEIGHT_ONLY
 from harness.records import Record
 from harness.table import WIDTH
 
@@ -23,6 +25,10 @@ HEADS = (
     "NLL",
     "same experts",
 )
+MODES = {
+    EMULATED: "every value passes through the format, products are computed in BF16",
+    WEIGHT_ONLY: "stored low and multiplied in 16 bit, so not the accuracy of the format's own arithmetic",
+}
 SHOWN = 3  # divergences and suspects in words
 
 
@@ -79,6 +85,9 @@ def _notes(baseline: Baseline, records: Sequence[Record], found: Sequence[Rung])
     if found:
         first = found[0].divergence
         lines.append(f"{first['tokens']} tokens; KL and NLL in nats per token; KL is {first['kl_is']}")
+    for mode, meaning in MODES.items():
+        if whats := dict.fromkeys(rung.what for rung in found if rung.compute_mode == mode):
+            lines.append(f"{mode.replace('_', '-')}: {', '.join(whats)}: {meaning}")
     for rung in found:
         lines += _of_rung(rung)
     for record in _measured(records):
@@ -90,14 +99,12 @@ def _notes(baseline: Baseline, records: Sequence[Record], found: Sequence[Rung])
         for record in records
         if record["status"] == "failed"
     ]
-    if any(rung.cause == BOTH for rung in found) and not any(rung.cause == "quantisation" for rung in found):
+    if any(rung.cause == BOTH for rung in found) and not any(rung.cause == QUANTISATION for rung in found):
         lines.append("engine and quantisation error are not told apart: add bf16 to --precision")
     return lines
 
 
 def _of_rung(rung: Rung) -> list[str]:
-    from harness.accuracy.words import in_words
-
     where, first, routing = (
         f"{rung.what} beside {rung.beside}",
         rung.divergence["first_divergence"],

@@ -74,6 +74,7 @@ def test_the_ladder_tells_a_repeat_from_quantisation(folder):
     assert repeat["kl_forward"]["max"] == 0 and repeat["top1_agreement"] == repeat["routing"]["agreement"] == 1
     assert quantised["kl_forward"]["mean"] > 1e-3 and quantised["routing"]["agreement"] < 1
     assert quantised["tokens"] == 760 and quantised["suspects"] == []
+    assert [rung["compute_mode"] for rung in found["ladder"]] == ["native", "emulated"]
     matching = {record["precision"]: record["logit_matching"] for record in found["records"]}
     assert (matching["bf16"]["passed"], matching["nvfp4"]["passed"], found["passed"]) == (True, False, False)
     assert matching["bf16"]["tokens_checked"] == 32 and "off by more than" in matching["nvfp4"]["why"]
@@ -85,6 +86,7 @@ def test_the_ladder_tells_a_repeat_from_quantisation(folder):
 def test_the_table_says_the_same_to_a_person(folder):
     done = harness(folder, "validate", "--baseline", "prompts", "--precision", "bf16", "--num-tokens-to-check", 4)
     lines = done.stdout.splitlines()
+    assert not any(line.startswith("emulated") for line in lines)
     assert lines[0].startswith("tinymoe beside hf fp32: ") and lines[1].split()[:4] == ["cause", "what", "beside", "KL"]
     assert any(line.startswith("quantisation") and " hf bf16 " in line for line in lines)
     assert any("lower bound" in line and line.startswith("18 tokens") for line in lines)
