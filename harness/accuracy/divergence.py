@@ -45,7 +45,7 @@ class Divergence:
         self.kl["reverse"].append(reverse.cpu())
         self.nll.append((reference.given.double() - actual.given.double()).cpu())
         self.top = min(self.top, reference.values.shape[1], actual.values.shape[1])
-        expected, (found, values) = reference.top(self.top)[0], actual.top(self.top)
+        expected, (found, values) = reference.top(self.top)[0], actual.top(self.top, near=both.ids)
         self.agree.append((expected[:, 0] == found[:, 0]).cpu())
         # Ties are in: which of several equal tokens comes k-th is chance.
         is_among = actual.at(expected) + actual.norm[:, None] >= values[:, -1:] - TIE

@@ -60,11 +60,19 @@ class Rows:
         """[R], the token greedy decoding takes; of several equally likely ones the first of the vocabulary."""
         return self.values.argmax(-1) if self.ids is None else self.ids[:, 0]
 
-    def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest tokens in order and their values, both [R, count]."""
+    def top(self, count: int, near: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest tokens in order and their values, both [R, count]. `near` [R, M]: tokens they are probably among,
+        such as the other side's likeliest; looking there first takes a third of the time."""
         if self.ids is not None:
             return self.ids[:, :count], self.values[:, :count]
-        return _in_order(*self.values.topk(count, dim=-1, sorted=False))
+        if near is None or near.shape[1] <= count:
+            return _in_order(*self.values.topk(count, dim=-1, sorted=False))
+        values, places = self.values.gather(-1, near).topk(count, dim=-1, sorted=False)
+        ids = near.gather(-1, places)
+        elsewhere = self.values.scatter(-1, near, -torch.inf).amax(-1) >= values.amin(-1)
+        if elsewhere.any():
+            values[elsewhere], ids[elsewhere] = self.values[elsewhere].topk(count, dim=-1, sorted=False)
+        return _in_order(values, ids)
 
     def at(self, ids_RN: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of given tokens, [R, N]; NaN where a row does not know one."""

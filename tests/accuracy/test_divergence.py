@@ -119,3 +119,14 @@ def test_a_token_ruled_out_on_one_side_alone_is_counted_as_infinite_and_not_aver
     assert found["kl_forward"]["mean"] == pytest.approx(0, abs=1e-9)
     both = compare([dataclasses.replace(rows, values=values)] * 1, [dataclasses.replace(rows, values=values)]).summary()
     assert (both["kl_forward"]["infinite"], both["kl_forward"]["max"]) == (0, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "mxfp4"])
+@pytest.mark.parametrize("shift", [0, 300])
+def test_the_likeliest_are_found_wherever_they_are_looked_for_first(outputs, precision, shift):
+    rows = outputs[precision].rows[0]
+    near = (rows.top(64)[0] + shift) % 2048  # right, or mostly wrong
+    ids, values = rows.top(10, near)
+    assert (values == rows.top(10)[1]).all() and (rows.values.gather(-1, ids) == values).all()
+    assert (ids[:, 0] == rows.likeliest).all()  # of equal ones which comes tenth is chance
+    assert all(len(set(row)) == 10 for row in ids.tolist())
