@@ -1,0 +1,1 @@
+"""From a file of a profiler to tables: one reader per format, one interface (`trace.Trace`)."""
