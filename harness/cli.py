@@ -11,6 +11,10 @@ from harness import __version__
 from harness.errors import HarnessError
 
 COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
+    "analyze": (
+        "harness.commands.analyze:analyze",
+        "Break a profiler's trace down by kind of work: experts, attention, routing, idle; and the ceiling.",
+    ),
     "baseline": ("harness.commands.baseline:baseline", "Run a reference, and keep its logits for `harness validate`."),
     "compare": (
         "harness.commands.compare:compare",
@@ -28,7 +32,9 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.evaluate:evaluate",
         "Check an engine's logits, time it as the NKI-MoE contest does, and score both.",
     ),
+    "explain": ("harness.commands.explain:explain", "Say where the time between two traces or records went."),
     "generate": ("harness.commands.generate:generate", "Continue prompts by sampling, and print the text."),
+    "kernels": ("harness.commands.kernels:kernels", "Say what kernels do by their names alone."),
     "list": (
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.cells import Load
     from harness.engine import EngineSpec
     from harness.evaluation.flops import KernelFlopProvider
+    from harness.kernels.taxonomy import KernelRules
     from harness.profiler import ProfilerSpec
     from harness.workload import WorkloadSpec
 
@@ -35,6 +36,11 @@ def harness_register_workloads() -> Iterable[WorkloadSpec]:
 @hookspec
 def harness_register_profilers() -> Iterable[ProfilerSpec]:
     """Profilers this plugin adds."""
+
+
+@hookspec
+def harness_register_kernel_rules() -> Iterable[KernelRules]:
+    """Rules that tell what kernels of other names do; they are asked before the built-in ones."""
 
 
 @hookspec

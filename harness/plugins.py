@@ -18,17 +18,21 @@ import pluggy
 from harness import hookspecs
 from harness.engine import EngineSpec
 from harness.evaluation.flops import KernelFlopProvider
+from harness.kernels.taxonomy import KernelRules, Rule
 from harness.profiler import ProfilerSpec
 from harness.workload import WorkloadSpec
 
 BUILTIN = (
     *(f"harness.workloads.{name}" for name in ("perf", "ppl", "baseline", "validate", "generate", "evaluate")),
     "harness.evaluation.hlo",
+    "harness.evaluation.traced",
+    *(f"harness.profilers.{name}" for name in ("torch", "nsys")),
 )
 KINDS = {
     "engines": EngineSpec,
     "workloads": WorkloadSpec,
     "profilers": ProfilerSpec,
+    "kernel_rules": KernelRules,
     "kernel_flop_providers": KernelFlopProvider,
 }
 
@@ -51,8 +55,14 @@ class Registry:
     engines: dict[str, EngineSpec] = field(default_factory=dict)
     workloads: dict[str, WorkloadSpec] = field(default_factory=dict)
     profilers: dict[str, ProfilerSpec] = field(default_factory=dict)
+    kernel_rules: dict[str, KernelRules] = field(default_factory=dict)
     kernel_flop_providers: dict[str, KernelFlopProvider] = field(default_factory=dict)
     plugins: list[Plugin] = field(default_factory=list)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Of kernels, those that plugins added."""
+        return tuple(rule for added in self.kernel_rules.values() for rule in added.rules)
 
     @property
     def problems(self) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from harness.kernels.taxonomy import Rule
 
 
 class Names(click.ParamType):
@@ -95,3 +98,11 @@ def loading(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def all_rules(file: Path | None) -> tuple[Rule, ...]:
+    """Kernel rules that come before the built-in ones: the user's, then those of plugins. Raises UsageError."""
+    from harness.kernels.taxonomy import read_rules
+    from harness.plugins import discover
+
+    return (*(read_rules(file) if file else ()), *discover().rules)

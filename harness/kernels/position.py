@@ -1,0 +1,159 @@
+"""What only the order of kernels on a stream can say: the router's GEMM, nameless experts, the pieces of a norm."""
+
+from __future__ import annotations
+
+import re
+
+import polars
+from polars import col
+
+from harness.kernels.taxonomy import Label, function_of, spelled_alike, words_of
+
+# What an operation can be part of. The pieces of PyTorch come last.
+GEMM, BATCHED, SPLIT, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(1, 15)
+
+_CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
+_NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
+_SMALL = re.compile(r"at::|at_cuda|cub::|softmax_warp|^triton_(poi|per|red)_")  # parts of anything
+_SPLIT = re.compile(r"split ?k ?reduce|\breduce 1 ?block\b")
+_PIECES = (
+    (RSQRT, re.compile(r"\brsqrt\b")),
+    (POW, re.compile(r"\bpow\b")),
+    (MEAN, re.compile(r"\bmean ?ops\b|\bmean\b")),
+    (ADD, re.compile(r"\bfunctor\w* (on self )?add\b|\badd\b")),
+    (MUL, re.compile(r"\bmul functor\b|\bmul\b")),
+    (COPY, re.compile(r"\bcopy\b")),
+)
+
+
+def role_of(name: str, label: Label, batched: bool) -> int:
+    """What a kernel can be in an order of kernels; 0: nothing. `batched`: PyTorch's bmm launched it."""
+    spelled = spelled_alike(name)
+    function = words_of(function_of(spelled))
+    if label.category == "dense_gemm" and label.found_by == "name":
+        return SPLIT if _SPLIT.search(function) else BATCHED if batched else GEMM
+    if label.category == "expert_gemm":
+        return EXPERT
+    loose = label.category == "other" or (label.confidence == "low" and label.category != "attention")
+    if label.category == "routing_permute" or (loose and label.category == "sampling"):
+        if _CHOICE.search(function) and not _NOT_A_CHOICE.search(function):
+            return CHOICE
+    if label.category in ("norm", "attention") and label.confidence != "low":
+        return END
+    if label.found_by == "none":
+        return UNKNOWN
+    if not loose or label.found_by != "name" or not _SMALL.search(spelled):
+        return 0
+    words = words_of(spelled)
+    return next((role for role, pattern in _PIECES if pattern.search(words)), PIECE)
+
+
+def by_position(ops: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:
+    """`ops` with labels that position gives, where a name alone could not. New labels are added to `labels`.
+
+    ops: columns device, stream, label and role, ordered by start within a device. What a module said stays.
+    """
+    present = set(ops["role"].unique())
+    if not ((CHOICE in present and present & {GEMM, BATCHED, EXPERT}) or {RSQRT, MEAN, POW} <= present):
+        return ops
+    rows = _by_stream(ops)
+    for step in (_norms, _experts):
+        rows = step(rows, labels)
+    new = rows.filter(col("new").is_not_null() & col("row").is_not_null())
+    return ops.with_columns(ops["label"].scatter(new["row"], new["new"])) if len(new) else ops
+
+
+def _by_stream(ops: polars.DataFrame) -> polars.DataFrame:
+    """Operations that have a role, stream by stream, with a border before each so that none is read across it."""
+    rows = ops.lazy().with_row_index("row").filter(col("role") > 0).select("device", "stream", "row", "role", "label")
+    rows = rows.collect()
+    borders = rows.select("device", "stream").unique()
+    borders = borders.with_columns(row=None, role=END, label=None).cast(dict(rows.schema))
+    rows = polars.concat([borders, rows])
+    if len(borders) > 1:
+        rows = rows.sort("device", "stream", "row", nulls_last=False)
+    return rows.select("row", "role", "label", new=polars.lit(None, polars.UInt16))
+
+
+def _norms(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:
+    """Square, mean, add epsilon, inverse root, multiply: PyTorch's RMSNorm in pieces, casts around it included."""
+    role = col("role")
+    root = (role == RSQRT) & (role.shift(1) == ADD) & (role.shift(2) == MEAN) & (role.shift(3) == POW)
+    rows = rows.with_columns(root=root.fill_null(False))
+    at = {steps: col("root").shift(steps, fill_value=False) for steps in range(-4, 4)}
+    cast_back = at[3] & (role.shift(1) == COPY) | at[2] & (role != COPY)
+    inside = (
+        (at[-4] & (role == COPY) | at[-3] | at[-2] | at[-1] | at[0] | at[1] & (role == MUL))
+        | at[2] & role.is_in([COPY, MUL])
+        | (cast_back & (role == MUL))
+    )
+    index = _index(labels, "norm", "medium", "one of the pieces of a norm: square, mean, inverse root, product")
+    inside = inside.fill_null(False) & (role >= PIECE)
+    return rows.select(
+        "row",
+        "label",
+        role=polars.when(inside).then(polars.lit(END, polars.UInt8)).otherwise(role),
+        new=polars.when(inside).then(index).otherwise(col("new")),
+    )
+
+
+def _experts(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:
+    """What lies around a choice of experts: before it the router's GEMM, after it, until a norm or attention, theirs."""
+    role = col("role")
+    rows = rows.with_columns(core=polars.when(role <= END).then(role))
+    rows = rows.with_columns(
+        before=col("core").shift(1).forward_fill(),
+        after=col("core").shift(-1).backward_fill(),
+        beyond=polars.when(col("core") != CHOICE).then(col("core")).shift(-1).backward_fill(),
+    )
+    # The sampler chooses too, but no product follows it before the next norm.
+    rows = rows.with_columns(choice=(role == CHOICE) & (col("beyond") <= EXPERT).fill_null(False))
+    rows = rows.with_columns(
+        leads=polars.when(col("core").is_not_null()).then(col("choice")).shift(-1).backward_fill().fill_null(False),
+        follows=polars.when(role.is_in([CHOICE, END])).then(col("choice")).forward_fill().fill_null(False),
+        window=role.is_in([CHOICE, END]).cum_sum(),
+    )
+    rows = rows.with_columns(router=col("leads") & role.is_in([GEMM, BATCHED, SPLIT]))
+    ahead = polars.when(col("core").is_not_null()).then(col("router")).shift(-1).backward_fill().fill_null(False)
+    rows = rows.with_columns(router=col("router") | (ahead & (col("after") == SPLIT) & role.is_in([GEMM, BATCHED])))
+    choices = rows.select((col("choice") & (col("before") != CHOICE)).sum()).item()
+    routers = rows.select((col("leads") & col("router")).sum()).item()
+    often = choices > 0 and 2 * routers >= choices  # as often as experts are chosen, but for what is not seen
+    rows = rows.with_columns(router=col("router") & often)
+
+    products = [GEMM, BATCHED, SPLIT]
+    own = rows.filter(col("follows") & role.is_in([*products, EXPERT, UNKNOWN])).group_by("window")
+    own = own.agg(named=(role == EXPERT).any(), batched=(role == BATCHED).any(), unknown=(role == UNKNOWN).any())
+    rows = rows.join(own, on="window", how="left", maintain_order="left")
+    nameless = col("follows") & ~col("router") & role.is_in(products) & ~col("named")
+    piece = role >= PIECE
+    product_before, product_after = col("before") <= EXPERT, col("after") <= EXPERT
+    moved = piece & col("follows") & ((col("before") == CHOICE) | product_before & (product_after | (role != ADD)))
+    named = polars.Series([i for one, i in labels.items() if one.category == "routing_permute"], dtype=polars.UInt16)
+    chosen = col("choice") & ~col("label").is_in(named.implode()) | piece & col("leads") & product_before & often
+    found = (
+        (col("router"), "gate_gemm", "medium", "the GEMM right before experts are chosen, as often as they are"),
+        (
+            nameless & (role == BATCHED),
+            *("expert_gemm", "medium", "a batched product between the choice of experts and the next norm"),
+        ),
+        (
+            nameless & ~col("batched") & ~col("unknown"),
+            *("expert_gemm", "low", "a GEMM after the choice of experts, where no other kernel can be theirs"),
+        ),
+        (
+            moved & product_before & product_after & (role == MUL),
+            *("activation", "low", "a product of values between two products of the experts: the gate's"),
+        ),
+        (moved, "routing_permute", "low", "PyTorch's, between the choice of experts and the next norm"),
+        (chosen, "routing_permute", "medium", "part of the choice of experts"),
+    )
+    new = col("new")
+    for where, category, confidence, reason in reversed(found):
+        index = _index(labels, category, confidence, reason)
+        new = polars.when(where.fill_null(False)).then(index).otherwise(new)
+    return rows.with_columns(new=new)
+
+
+def _index(labels: dict[Label, int], category: str, confidence: str, reason: str) -> polars.Expr:
+    return polars.lit(labels.setdefault(Label(category, "position", confidence, reason), len(labels)), polars.UInt16)
