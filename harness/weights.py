@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from harness.cells import Setup
 
@@ -60,3 +61,12 @@ def folder_of(model: str) -> Path:
     except (ImportError, ValueError):  # not installed, or no hub id
         config = None
     return Path(config).parent if isinstance(config, str) else Path(model)
+
+
+def config_of(model: str) -> dict[str, Any] | None:
+    """config.json of a folder or of a hub id in the local cache; None when there is none that can be read."""
+    try:
+        config = json.loads((folder_of(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None

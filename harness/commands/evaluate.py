@@ -107,6 +107,8 @@ def _question(given: dict[str, Any], kind: Any) -> Any:
         providers = discover().kernel_flop_providers
         counted = providers[check_known("kernel FLOP provider", provider, providers)].ratio(source)
         ratio, why_no_ratio = counted.ratio, f"{provider} counted nothing in {source}"
+        for note in counted.notes:
+            warn(f"{provider}: {note}")
     names = ("tol_map", "divergence_difference_tol", "num_tokens_to_check", "num_iterations", "warmup_iterations")
     measuring = {name: given.pop(name) for name in names}
     own = {
