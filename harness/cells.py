@@ -83,12 +83,18 @@ class Load:
     compute_mode: str  # what the engine said it would do with this precision here
     inputs: tuple[InputFile, ...] = ()  # one per cell
     profiler: str | None = None
-    profile_folder: str | None = None
+    profiles: tuple[str, ...] = ()  # where `profiler` is given, the path of each cell's profile, without suffix
 
     def only(self, cells: Sequence[Cell]) -> Load:
         """The same load with some of its cells."""
-        files = {id(cell): file for cell, file in zip(self.cells, self.inputs)}
-        return replace(self, cells=tuple(cells), inputs=tuple(files[id(cell)] for cell in cells))
+        at = {id(cell): index for index, cell in enumerate(self.cells)}
+        chosen = [at[id(cell)] for cell in cells]
+        return replace(
+            self,
+            cells=tuple(cells),
+            inputs=tuple(self.inputs[index] for index in chosen if self.inputs),
+            profiles=tuple(self.profiles[index] for index in chosen if self.profiles),
+        )
 
     @property
     def max_sequence(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.cells import Cell
 from harness.device import Device
+from harness.profiler import around
 from harness.provenance import PLAIN
 from harness.weights import same_weights
 
@@ -54,7 +55,8 @@ def of(
         "device": device.name,
         "device_count": max(cell.setup.tp, cell.setup.ep) if device.kind == "cuda" else device.count,
         "power_limit_w": device.power_limit_w if device.kind == "cuda" else "n/a",
-        "profiler": "off",  # a profiled pass is always another pass
+        "profiler": around()
+        or "off",  # a profiled pass is always another pass, but the user may have started us in one
         **measured,
     }
 

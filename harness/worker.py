@@ -1,6 +1,7 @@
 """The child process of one load: loads the engine, measures each cell, and says so on a descriptor of its own.
 
-    PYTHON -m harness.worker EVENTS_FD      # the load arrives as one JSON line on stdin
+    PYTHON -m harness.worker EVENTS_FD            # the load arrives as one JSON line on stdin
+    PYTHON -m harness.worker EVENTS_FD profile    # the same, but only the extra pass, under the profiler's own command
 
 stdin stays open as a lifeline: when the launcher closes it, or is gone, all that the worker started goes with it.
 stdout and stderr belong to the engine; nothing of ours is ever read from them.
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,24 @@ from harness.supervisor import supervise
 from harness.weights import identity
 
 PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
+PASSES_BEFORE = 2
+
+Do = Callable[["Channel", plugins.Registry, Load, int, Cell, Session], None]
 
 
-def main(events_fd: int) -> int:
-    channel = Channel(events_fd)
-    load = from_json(Load, json.loads(_take_stdin()))
+def main(events_fd: int, *what: str) -> int:
+    """Under a profiler's command `what` is "record" and the file that holds the load."""
+    if what[:1] == ("record",):
+        return work(Channel(events_fd), Path(what[1]).read_text(encoding="utf-8"), _record)
+    line = _take_stdin()
+    if what == ("profile",):
+        return _start_profiler(events_fd, line)
+    return work(Channel(events_fd), line, _measure)
+
+
+def work(channel: Channel, line: str, do: Do) -> int:
+    """Loads the engine and does one thing with each cell."""
+    load = from_json(Load, json.loads(line))
     registry = plugins.discover()
     try:
         channel.send("loading")
@@ -42,7 +57,7 @@ def main(events_fd: int) -> int:
     try:
         for index, cell in enumerate(load.cells):
             channel.send("started", cell=index)
-            _measure(channel, registry, load, index, cell, session)
+            do(channel, registry, load, index, cell, session)
     except BaseException as error:
         return _fail(channel, error, while_loading=False)
     session.close()
@@ -58,28 +73,49 @@ def _engine(registry: plugins.Registry, load: Load) -> EngineSpec:
         raise LoadFailed(f"{sys.executable} has no engine {load.setup.engine!r}: {found}") from None
 
 
+def _start_profiler(events_fd: int, line: str) -> int:
+    """Becomes the profiler, which starts this module anew below itself. stdin is not carried through: a file is."""
+    load = from_json(Load, json.loads(line))
+    command = plugins.discover().profilers[load.profiler].command(Path(load.profiles[0]))
+    file = Path.cwd() / "load.json"  # the launcher's own folder for this worker
+    file.write_text(line, encoding="utf-8")
+    words = [*command, sys.executable, "-m", "harness.worker", str(events_fd), "record", str(file)]
+    os.execvp(words[0], words)
+
+
 def _measure(
     channel: Channel, registry: plugins.Registry, load: Load, index: int, cell: Cell, session: Session
 ) -> None:
-    file = load.inputs[index]
-    if file.path is None:
-        raise LoadFailed(f"no token ids for this model: {file.problem}")
-    ids = inputs.read(file.path)
+    ids = _ids(load, index)
     workload = registry.workloads[cell.workload]
     measurement = workload.measure(session, ids, cell.parameters, channel.progress)
     conditions = {"token_ids_sha256": ids.sha256, "token_ids_source": ids.source, **measurement.conditions}
     channel.send("measured", cell=index, results=measurement.results, conditions=conditions, facts=_facts(session))
-    if load.profiler and workload.run_once:
-        folder = Path(load.profile_folder, cell.workload)
-        folder.mkdir(parents=True, exist_ok=True)
+    if load.profiler and workload.run_once and not registry.profilers[load.profiler].command:
         try:
-            with registry.profilers[load.profiler].session(folder):
-                workload.run_once(session, ids, cell.parameters)
+            _record(channel, registry, load, index, cell, session)
         except Exception as error:  # the cell is measured; only its profile is lost
             traceback.print_exception(error)
-            channel.send(
-                "profile_failed", message=f"{cell.workload} {load.setup.precision}: {type(error).__name__}: {error}"
-            )
+            channel.send("profile_failed", cell=index, message=f"{type(error).__name__}: {error}")
+
+
+def _record(channel: Channel, registry: plugins.Registry, load: Load, index: int, cell: Cell, session: Session) -> None:
+    """The extra pass. Passes before it compile, capture graphs and settle what the pass itself must not show."""
+    ids, run_once = _ids(load, index), registry.workloads[cell.workload].run_once
+    folder = Path(load.profiles[index]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(PASSES_BEFORE):
+        run_once(session, ids, cell.parameters)
+    with registry.profilers[load.profiler].session(session, folder):
+        run_once(session, ids, cell.parameters)
+    channel.send("profiled", cell=index)
+
+
+def _ids(load: Load, index: int) -> inputs.Inputs:
+    file = load.inputs[index]
+    if file.path is None:
+        raise LoadFailed(f"no token ids for this model: {file.problem}")
+    return inputs.read(file.path)
 
 
 def _facts(session: Session) -> dict[str, Any]:
@@ -127,4 +163,4 @@ def _take_stdin() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), *sys.argv[2:]))

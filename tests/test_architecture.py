@@ -1,6 +1,8 @@
 """The floors of the house: imports run downhill, nothing heavy in the core, rooms one can read in one sitting."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,12 +37,19 @@ FLOORS = [
         "lint.findings",
         "evaluation.flops",
         "evaluation.wire",
+        "profilers.ranges",
     ],
-    ["cells", "profiler", "names", "jsonfile", "corpus", "failures", "provenance", "lint.values", "evaluation.prompts"],
-    ["weights", "lint.layers", "lint.checkpoint", "evaluation.score"],
+    ["cells", "names", "jsonfile", "corpus", "failures", "provenance", "lint.values", "evaluation.prompts"],
+    ["weights", "lint.layers", "lint.checkpoint", "evaluation.score", "shape"],
+    ["traces.trace", "traces.sqlitefile", "kernels.taxonomy", "kernels.sweep", "kernels.agreement", "roofline"],
+    ["traces.ops", "traces.spans", "traces.marks", "traces.kineto_json", "kernels.position", "kernels.windows"],
+    ["traces.kineto", "traces.nsys_ranges", "traces.nsys_stats", "kernels.labelling"],
+    ["traces.nsys", "kernels.ledger"],
+    ["traces.read", "kernels.validity", "kernels.waterfall"],
+    ["kernels.analysis"],
     ["accuracy.baseline", "accuracy.tolerances"],
     ["engine", "models", "inputs", "lint.scheme"],
-    ["workload", "metrics", "interpreters", "lint.subject"],
+    ["workload", "profiler", "metrics", "interpreters", "lint.subject"],
     ["accuracy.rows", "accuracy.subject", "evaluation.report"],
     ["accuracy.divergence", "accuracy.matching", "accuracy.suspects"],
     ["accuracy.scoring"],
@@ -51,25 +60,41 @@ FLOORS = [
         "workloads.baseline",
         "workloads.validate",
         "workloads.generate",
+        "profilers.torch",
+        "profilers.nsys",
         "plugins",
         "lint.report",
         "evaluation.hlo",
+        "evaluation.traced",
     ],
     ["workloads.evaluate"],
     ["worker", "launcher"],
     ["records", "compare"],
-    ["ledger", "progress", "table", "importers"],
-    ["pairs"],
+    ["ledger", "progress", "table", "importers", "profiling", "kernels.tables"],
+    ["pairs", "breakdown"],
     ["run"],
     ["commands.options", "commands.perform", "accuracy.ladder"],
     ["accuracy.verdict", "evaluation.run"],
     ["commands.baseline", "commands.validate", "commands.generate", "commands.evaluate"],
-    ["commands.run", "commands.compare", "commands.list", "commands.doctor", "commands.lint_checkpoint", "testing"],
+    [
+        "commands.run",
+        "commands.analyze",
+        "commands.compare",
+        "commands.explain",
+        "commands.kernels",
+        "commands.list",
+        "commands.doctor",
+        "commands.lint_checkpoint",
+        "testing",
+    ],
     ["cli"],
     ["__main__"],
 ]
 # Run in workers, where torch is there whatever the engine; no other module may reach them.
 IN_WORKERS = {f"accuracy.{name}" for name in ("rows", "divergence", "matching", "routing", "suspects", "scoring")}
+IN_WORKERS.add("profilers.ranges")  # of engines
+# They hold tables, and are imported where a trace is read, not before; what they are for is not needed to start.
+ON_TABLES = {"polars", "msgspec", "adbc_driver_sqlite"}
 FLOOR_OF = {name: index for index, names in enumerate(FLOORS) for name in names}
 
 
@@ -113,6 +138,13 @@ def test_the_core_names_no_heavy_package(path):
 def test_what_needs_torch_is_reached_from_a_workload_only(path):
     if module_name(path) not in IN_WORKERS and not module_name(path).startswith("workloads."):
         assert not {name.removeprefix("harness.") for name in imports(path)} & IN_WORKERS
+
+
+def test_the_commands_start_without_what_reads_traces():
+    code = "import sys; import harness.cli, harness.run, harness.commands.analyze, harness.commands.explain; print(*sys.modules)"
+    code += "; from harness.plugins import discover; discover(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & (ON_TABLES | HEAVY)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

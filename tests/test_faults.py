@@ -120,7 +120,7 @@ def test_a_failure_is_not_explained_with_the_words_of_the_one_before(harness):
 
 def test_a_profiler_that_fails_is_said_and_costs_no_measurement(harness):
     (harness.plugins / "jammed.py").write_text(
-        "import harness\n@harness.hookimpl\ndef harness_register_profilers():\n    return [harness.ProfilerSpec('jam', '', lambda folder: 1 / 0)]\n"
+        "import harness\n@harness.hookimpl\ndef harness_register_profilers():\n    return [harness.ProfilerSpec('jam', '', lambda session, folder: 1 / 0)]\n"
     )
     (harness.plugins / "jammed-1.dist-info").mkdir()
     (harness.plugins / "jammed-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: jammed\nVersion: 1\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,9 +55,12 @@ PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup
 @click.option(
     "--profile", "profiler", metavar="PROFILER", help="Add one profiled pass per cell; see harness list profilers."
 )
+@click.option(
+    "--show-command", is_flag=True, help="With --profile nsys: print the line that does it by hand, and do no more."
+)
 @loading
 @click.option("--json", "as_json", is_flag=True, help="Print the records as a JSON array, and nothing else, on stdout.")
-def run(as_json: bool, **given: Any) -> None:
+def run(as_json: bool, show_command: bool, **given: Any) -> None:
     """Measure a model on engines at precisions, and print one table.
 
     Without options: the embedded model tinymoe on hf, at bf16, fp8 and nvfp4, speed and perplexity. Options that take
@@ -64,6 +68,9 @@ def run(as_json: bool, **given: Any) -> None:
     2 wrong usage, 130 stopped by Ctrl-C.
     """
     options = _options(given)
+    if show_command:
+        click.echo(_by_hand(options))
+        return
     result = perform(options)
     if as_json:
         click.echo(json.dumps(result.records, indent=1))
@@ -76,6 +83,20 @@ def run(as_json: bool, **given: Any) -> None:
     sys.exit(result.exit_code)
 
 
+def _by_hand(options: Any) -> str:
+    """Raises UsageError where there is no such line."""
+    from harness import device
+    from harness.profilers.nsys import by_hand
+
+    if options.profiler != "nsys":
+        raise UsageError("--show-command goes with --profile nsys: no other profiler is started from outside")
+    if len(options.precisions) * len(options.engines) > 1:
+        raise UsageError("--show-command: one engine and one --precision, please: nsys records one capture range")
+    name = f"profile_{options.precisions[0]}_{device.detect().label}"
+    words = [word for word in sys.argv[1:] if word != "--show-command"]
+    return by_hand(Path.cwd() / name, words)
+
+
 def _options(given: dict[str, Any]) -> Any:
     parameters = {name: given.pop(name) for name in PARAMETERS}
     if parameters["dataset"]:
@@ -86,7 +107,9 @@ def _options(given: dict[str, Any]) -> Any:
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:
+    from harness.breakdown import print_breakdown
     from harness.table import print_verdict
 
     if records:
         print_verdict(records, sys.stdout)
+        print_breakdown(records, sys.stdout)

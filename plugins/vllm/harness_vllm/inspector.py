@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
+from harness.profilers.ranges import MARKS, modules_marked
 from harness.provenance import group, joined, kind_of
 from harness_vllm import journal
 
@@ -40,6 +41,14 @@ class Inspector:
             "torch": str(torch.__version__),
             "cuda": torch.version.cuda,
         }
+
+    def harness_mark(self, profiler: str) -> None:
+        """Modules run in ranges of their names, where the engine runs them eagerly."""
+        self._harness_marks = modules_marked(self.get_model(), MARKS[profiler])
+        self._harness_marks.__enter__()
+
+    def harness_unmark(self) -> None:
+        self._harness_marks.__exit__(None, None, None)
 
 
 def _described(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from harness import Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Sampling, Unsupported, device, failures
@@ -22,7 +24,7 @@ import vllm  # noqa: E402
 from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
 
 from harness_vllm import facts, journal  # noqa: E402
-from harness_vllm.arguments import arguments  # noqa: E402
+from harness_vllm.arguments import TRACES, arguments  # noqa: E402
 from harness_vllm.core_process import CoreProcesses  # noqa: E402
 from harness_vllm.logits import rows  # noqa: E402
 
@@ -127,6 +129,19 @@ class VllmSession:
         )
         outputs = [output.outputs[0] for output in self._finished_in_order(prompts, parameters)]
         return [(*output.token_ids, *_stop_left_out(output)) for output in outputs]
+
+    @contextmanager
+    def recording(self, profiler: str, folder: Path) -> Iterator[None]:
+        """By vLLM's own profiler, in its workers, which marks each step with the requests in it."""
+        self._llm.collective_rpc("harness_mark", args=(profiler,))
+        self._llm.start_profile()
+        try:
+            yield
+        finally:
+            self._llm.stop_profile()
+            self._llm.collective_rpc("harness_unmark")
+        for path in sorted(Path(TRACES).glob("*.json*")):
+            shutil.move(path, folder / path.name)
 
     def _top(self, top: int) -> int:
         return -1 if top >= self._vocabulary else top

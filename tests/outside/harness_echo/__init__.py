@@ -130,7 +130,7 @@ def harness_register_profilers() -> list[ProfilerSpec]:
 
 
 @contextmanager
-def tally(folder: Path) -> Iterator[None]:
+def tally(session: Session, folder: Path) -> Iterator[None]:
     """A context around one extra pass; what it leaves in `folder` is the profile."""
     calls: Counter[str] = Counter()
     sys.setprofile(lambda frame, event, _: calls.update([frame.f_code.co_name] if event == "call" else []))
