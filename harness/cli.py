@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 COMMANDS = {  # name -> (module:attribute, the line in --help); a module is imported when its command is used
     "analyze": (
         "harness.commands.analyze:analyze",
-        "Break a profiler's trace down by kind of work: experts, attention, routing, idle; and the ceiling.",
+        "Break a profiler's trace down by kind of work, and say what the ceiling of faster expert GEMMs is.",
     ),
     "baseline": ("harness.commands.baseline:baseline", "Run a reference, and keep its logits for `harness validate`."),
     "compare": (
@@ -32,9 +32,12 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.evaluate:evaluate",
         "Check an engine's logits, time it as the NKI-MoE contest does, and score both.",
     ),
-    "explain": ("harness.commands.explain:explain", "Say where the time between two traces or records went."),
+    "explain": (
+        "harness.commands.explain:explain",
+        "Say where the time between two traces went, per step and kind of work; the bars add up to the wall time.",
+    ),
     "generate": ("harness.commands.generate:generate", "Continue prompts by sampling, and print the text."),
-    "kernels": ("harness.commands.kernels:kernels", "Say what kernels do by their names alone."),
+    "kernels": ("harness.commands.kernels:kernels", "What the kernels of an engine do."),
     "list": (
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",

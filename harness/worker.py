@@ -76,7 +76,9 @@ def _engine(registry: plugins.Registry, load: Load) -> EngineSpec:
 def _start_profiler(events_fd: int, line: str) -> int:
     """Becomes the profiler, which starts this module anew below itself. stdin is not carried through: a file is."""
     load = from_json(Load, json.loads(line))
-    command = plugins.discover().profilers[load.profiler].command(Path(load.profiles[0]))
+    path = Path(load.profiles[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = plugins.discover().profilers[load.profiler].command(path)
     file = Path.cwd() / "load.json"  # the launcher's own folder for this worker
     file.write_text(line, encoding="utf-8")
     words = [*command, sys.executable, "-m", "harness.worker", str(events_fd), "record", str(file)]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -132,6 +133,19 @@ def harness(site, tmp_path):
     yield command
     for process in command.processes():  # what a failed test left running
         os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def install(harness):
+    def install(name: str, source: str, point: str | None = None) -> None:
+        """A distribution of two files: the module `name`, and an entry point (`name`, if no other is given) to it."""
+        (harness.plugins / f"{name}.py").write_text(textwrap.dedent(source))
+        folder = harness.plugins / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[harness]\n{point or name} = {name}\n")
+
+    return install
 
 
 @pytest.fixture

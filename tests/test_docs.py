@@ -34,7 +34,7 @@ def test_every_class_mode_and_emulated_format_is_explained():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_option_shown_exists(page):
-    for line in re.findall(r"harness ((?:run|compare|list|doctor)[^`\n|]*)", page.read_text()):
+    for line in re.findall(r"harness ((?:run|compare|list|doctor|analyze|explain)[^`\n|]*)", page.read_text()):
         command, *words = line.split()
         assert command in COMMANDS
         shown = CliRunner().invoke(cli, [command, *(words[:1] if command == "list" and words else []), "--help"])

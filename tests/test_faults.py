@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_under_way_leaves_no_torn_file(harness, mounted):
     mounted("size=20m")
     done = harness.measure("--precision", "bf16,fp8", "--workload", "ppl,perf", sin="fill_disk:fp8:generate")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
-    assert "record of perf fp8 not written" in done.stderr and "No space left" in done.stderr
+    assert "record of echo fp8 perf not written" in done.stderr and "No space left" in done.stderr
     assert statuses(harness) == {("bf16", "ppl"): "ok", ("bf16", "perf"): "ok", ("fp8", "ppl"): "ok"}
     assert_no_torn_file(harness)
 

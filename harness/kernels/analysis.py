@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.kernels.labelling import Labelled
 
 EXPERT, QUANT = "expert_gemm", "quant_dequant"
-NAME_LENGTH = 1000  # characters kept of a sample name
+NAME_LENGTH = 300  # characters kept of a sample name
 
 WORDS = {
     "sum_ms": "durations of all operations of the device added up; time in which two run counts twice",

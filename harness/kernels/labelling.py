@@ -13,6 +13,8 @@ from harness.kernels.position import by_position, role_of
 from harness.kernels.taxonomy import Label, Rule, classify
 from harness.traces.trace import SCOPE, Trace
 
+PIECE = 1_000_000  # operations looked at together: intermediate columns of all of them would double the memory
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -34,9 +36,8 @@ def label(trace: Trace, rules: Sequence[Rule]) -> Labelled:
     """Label every operation. Each pair of a name and a scope is looked at once, however often it was called."""
     scopes = len(trace.scopes) + 1  # one more: no scope
     pair = polars.col("name").cast(polars.UInt64) * scopes + polars.col("scope").fill_null(scopes - 1)
-    pairs = trace.ops.select(pair=pair)["pair"]
-    distinct = pairs.unique().sort()
-    which = distinct.search_sorted(pairs)
+    pieces = [trace.ops.slice(first, PIECE).lazy().select(pair=pair) for first in range(0, len(trace.ops) or 1, PIECE)]
+    distinct = polars.concat(piece.collect()["pair"].unique() for piece in pieces).unique().sort()
     by_name = lru_cache(maxsize=None)(lambda name: classify(name, rules))
     fused = any(_FUSED.search(scope) for scope in trace.scopes)
     labels: dict[Label, int] = {}
@@ -46,10 +47,9 @@ def label(trace: Trace, rules: Sequence[Rule]) -> Labelled:
         one = in_scope(by_name(trace.names[name]), place, by_name, fused)
         found.append(labels.setdefault(one, len(labels)))
         roles.append(role_of(trace.names[name], one, "aten::bmm" in place.operators[:1]))
-    ops = trace.ops.with_columns(
-        label=polars.Series(found, dtype=polars.UInt16).gather(which),
-        role=polars.Series(roles, dtype=polars.UInt8).gather(which),
-    )
+    of_pair = polars.DataFrame({"label": found, "role": roles}, {"label": polars.UInt16, "role": polars.UInt8})
+    labelled = polars.concat(of_pair[distinct.search_sorted(piece.collect()["pair"])] for piece in pieces)
+    ops = polars.concat([trace.ops, labelled], how="horizontal")
     if not trace.is_summary:
         ops = by_position(ops, labels)
     return Labelled(ops.drop("role"), tuple(labels))
