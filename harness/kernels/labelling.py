@@ -49,7 +49,7 @@ def label(trace: Trace, rules: Sequence[Rule]) -> Labelled:
         roles.append(role_of(trace.names[name], one, "aten::bmm" in place.operators[:1]))
     of_pair = polars.DataFrame({"label": found, "role": roles}, {"label": polars.UInt16, "role": polars.UInt8})
     labelled = polars.concat(of_pair[distinct.search_sorted(piece.collect()["pair"])] for piece in pieces)
-    ops = polars.concat([trace.ops, labelled], how="horizontal")
+    ops = trace.ops.with_columns(labelled.get_columns())
     if not trace.is_summary:
         ops = by_position(ops, labels)
     return Labelled(ops.drop("role"), tuple(labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import polars
 from polars import col
@@ -11,6 +12,9 @@ from harness.kernels.taxonomy import Label, function_of, spelled_alike, words_of
 
 # What an operation can be part of. The pieces of PyTorch come last.
 GEMM, BATCHED, SPLIT, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(1, 15)
+
+ROW = {"row": polars.UInt32, "role": polars.UInt8, "label": polars.UInt16}
+AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermediate columns
 
 _CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
 _NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
@@ -56,23 +60,38 @@ def by_position(ops: polars.DataFrame, labels: dict[Label, int]) -> polars.DataF
     present = set(ops["role"].unique())
     if not ((CHOICE in present and present & {GEMM, BATCHED, EXPERT}) or {RSQRT, MEAN, POW} <= present):
         return ops
-    rows = _by_stream(ops)
-    for step in (_norms, _experts):
-        rows = step(rows, labels)
-    new = rows.filter(col("new").is_not_null() & col("row").is_not_null())
+    found = [polars.DataFrame(schema={"row": polars.UInt32, "new": polars.UInt16})]
+    for rows in _pieces(ops):
+        for step in (_norms, _experts):
+            rows = step(rows, labels)
+        found.append(rows.filter(col("new").is_not_null() & col("row").is_not_null()).select("row", "new"))
+    new = polars.concat(found)
     return ops.with_columns(ops["label"].scatter(new["row"], new["new"])) if len(new) else ops
 
 
-def _by_stream(ops: polars.DataFrame) -> polars.DataFrame:
-    """Operations that have a role, stream by stream, with a border before each so that none is read across it."""
-    rows = ops.lazy().with_row_index("row").filter(col("role") > 0).select("device", "stream", "row", "role", "label")
-    rows = rows.collect()
-    borders = rows.select("device", "stream").unique()
-    borders = borders.with_columns(row=None, role=END, label=None).cast(dict(rows.schema))
-    rows = polars.concat([borders, rows])
-    if len(borders) > 1:
-        rows = rows.sort("device", "stream", "row", nulls_last=False)
-    return rows.select("row", "role", "label", new=polars.lit(None, polars.UInt16))
+def _pieces(ops: polars.DataFrame) -> Iterator[polars.DataFrame]:
+    """Operations that have a role, stream by stream, some AT_ONCE at a time, each piece from one END to another: nothing
+    is read across those."""
+    border = polars.DataFrame({"row": [None], "role": [END], "label": [None]}, ROW)
+    for own in _streams(ops):
+        at = own.arg_true().alias("row")
+        rows = polars.DataFrame([at, ops["role"].gather(at), ops["label"].gather(at)])
+        ends = (rows["role"] == END).arg_true()
+        first = 0
+        while first < len(rows):
+            end = ends.search_sorted(first + AT_ONCE)
+            until = ends[end] if end < len(ends) else len(rows)
+            yield polars.concat([border, rows.slice(first, until - first)]).with_columns(new=polars.lit(None, ROW["label"]))
+            first = until
+
+
+def _streams(ops: polars.DataFrame) -> Iterator[polars.Series]:
+    """Of each device and stream which operations are its own and have a role."""
+    has_role = ops["role"] > 0
+    for device in ops["device"].unique().sort():
+        on_device = has_role & (ops["device"] == device)
+        for stream in ops["stream"].filter(on_device).unique().sort():
+            yield on_device & (ops["stream"] == stream)
 
 
 def _norms(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars
 
 from harness.errors import UsageError
@@ -39,7 +41,8 @@ def in_order(parts: list[polars.DataFrame]) -> polars.DataFrame:
     while parts:
         for (device,), frame in parts.pop(0).partition_by("device", as_dict=True).items():
             by_device.setdefault(device, []).append(frame)
-    return polars.concat([_sorted(by_device.pop(device)) for device in sorted(by_device)])
+    ordered = polars.concat([_sorted(by_device.pop(device)) for device in sorted(by_device)]).get_columns()
+    return _column_by_column(ordered, polars.Series.rechunk)  # else whoever comes next does it, to all at once
 
 
 def _sorted(frames: list[polars.DataFrame]) -> polars.DataFrame:
@@ -50,10 +53,17 @@ def _sorted(frames: list[polars.DataFrame]) -> polars.DataFrame:
     order = frame["start"].arg_sort()
     columns = frame.get_columns()
     del frame
-    ordered = []
-    while columns:  # one column at a time: both orders of all of them would double the memory
-        ordered.append(columns.pop(0).gather(order))
-    return polars.DataFrame(ordered)
+    return _column_by_column(columns, lambda column: column.gather(order))
+
+
+def _column_by_column(
+    columns: list[polars.Series], change: Callable[[polars.Series], polars.Series]
+) -> polars.DataFrame:
+    """Takes the columns out of the list: old and new ones of all together would double the memory."""
+    changed = []
+    while columns:
+        changed.append(change(columns.pop(0)))
+    return polars.DataFrame(changed)
 
 
 def as_schema(ops: polars.DataFrame, where: str) -> polars.DataFrame:
