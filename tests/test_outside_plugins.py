@@ -108,6 +108,28 @@ def test_a_profiler_sees_an_extra_pass_of_each_workload_and_not_the_timed_ones(h
     assert [profile["generate"] for profile in profiles.values()] == [1, 1]
 
 
+def test_kernel_rules_of_a_plugin_are_asked_before_the_built_in_ones(harness, install):
+    install(
+        "ours",
+        """
+        import harness
+        from harness.kernels.taxonomy import KernelRules, Rule
+
+        @harness.hookimpl
+        def harness_register_kernel_rules():
+            return [KernelRules("ours", (Rule("comm", match="^fused_moe_kernel$", reason="because we say so"),))]
+        """,
+    )
+    names = harness.root / "names"
+    names.write_text("fused_moe_kernel\nfused_moe_kernel_gptq_awq\n")
+    rows = harness("kernels", "classify", names).stdout.splitlines()
+    assert rows == [
+        "name,category,found_by,confidence",
+        "fused_moe_kernel,comm,name,high",
+        "fused_moe_kernel_gptq_awq,expert_gemm,name,high",
+    ]
+
+
 def test_without_profile_nothing_is_profiled(harness):
     harness.measure("--precision", "bf16", "--workload", "count")
     assert list((harness.folder / "out/traces").iterdir()) == []
