@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shapes import QWEN3_30B
 
 from harness.models import DATA
 from harness.roofline import NOTHING, Peaks, Work, count, of_record, peaks_of, roofline
@@ -15,21 +16,6 @@ from harness.shape import FAMILIES, Uncountable, shape_of
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared"
 RECORDS = sorted((ROOT / "docs/h200/records").glob("*.json"))
-QWEN3_30B = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 2048,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
 KINDS = ("experts", "attention", "other", "router", "head", "embedding")
 BF16 = dict.fromkeys(KINDS, "bf16")
 COMMON = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars
 import pytest
+from shapes import QWEN3_30B
 
 from harness.errors import UsageError
 from harness.evaluation.traced import KernelSet, count, of_trace, read_set
@@ -16,21 +17,6 @@ from harness.kernels.taxonomy import Label
 from harness.traces.trace import SCHEMA, Step, Trace
 
 SHARED = Path(__file__).parents[1] / "../shared"
-CONFIG = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 2048,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
 EXPERTS = 48 * 8 * 3 * 2048 * 768  # MACs of one token
 ROUTER = 48 * 2048 * 128
 DENSE = 48 * 2 * 2048 * (32 + 4) * 128 + 2048 * 151936
@@ -66,7 +52,7 @@ def traced(rows, steps=(), found_by="name", in_step=None) -> tuple[Trace, Labell
 
 
 def a_set(*kernels, phase="decode", **more) -> KernelSet:
-    return KernelSet(Path("t.json"), CONFIG, phase, 1, 512, 128, kernels, **more)
+    return KernelSet(Path("t.json"), QWEN3_30B, phase, 1, 512, 128, kernels, **more)
 
 
 def test_a_category_whose_kernels_are_all_named_counts_whole():
@@ -156,7 +142,7 @@ GIVEN = {
 
 def written(folder: Path, **changes) -> Path:
     given = {name: value for name, value in {**GIVEN, **changes}.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(QWEN3_30B))
     (folder / "kernel_set.json").write_text(json.dumps(given))
     return folder
 
@@ -164,7 +150,7 @@ def written(folder: Path, **changes) -> Path:
 def test_a_description_is_read_from_its_file_or_its_folder(tmp_path):
     found = read_set(written(tmp_path))
     assert found == read_set(tmp_path / "kernel_set.json")
-    assert (found.trace, found.config, found.kernels) == (tmp_path / "t.json", CONFIG, ("fused_moe_kernel",))
+    assert (found.trace, found.config, found.kernels) == (tmp_path / "t.json", QWEN3_30B, ("fused_moe_kernel",))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,6 @@ def baseline(
         "output": str(path),
         "about": about(model, given["engine"], given["precision"]),
     }
-    for one, many in (("engine", "engines"), ("model", "models"), ("precision", "precisions")):
-        given[many] = (given.pop(one),)
     options = run_options({name: (value,) for name, value in parameters.items()}, {**given, "workloads": ("baseline",)})
     result = perform(options)
     for problem in result.problems:

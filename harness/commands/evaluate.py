@@ -114,8 +114,6 @@ def _question(given: dict[str, Any], kind: Any) -> Any:
     own = {
         name: given.pop(name) for name in ("file", "seq_len", "base_latency", "base_throughput", "team_id", "member_id")
     }
-    for one, many in (("engine", "engines"), ("model", "models"), ("precision", "precisions")):
-        given[many] = (given.pop(one),)
     return kind(
         texts=tuple(texts),
         bases=bases,

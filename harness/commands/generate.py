@@ -47,8 +47,6 @@ def generate(prompts: tuple[str, ...], prompts_file: Path | None, greedy: bool, 
     parameters = {name: given.pop(name) for name in ("temperature", "top_k", "top_p", "seed")}
     parameters |= {"texts": texts, "model": model.path, "output_len": given.pop("num_tokens")}
     parameters |= {"temperature": 0.0} if greedy else {}
-    for one, many in (("engine", "engines"), ("model", "models"), ("precision", "precisions")):
-        given[many] = (given.pop(one),)
     axes = {name: (value,) for name, value in parameters.items()}
     result = perform(run_options(axes, {**given, "workloads": ("generate",)}))
     for problem in result.problems:

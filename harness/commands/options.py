@@ -42,6 +42,17 @@ class Numbers(click.ParamType):
         return tuple(dict.fromkeys(map(int, words)))
 
 
+ENGINES = click.option(
+    "--engine", "engines", type=Names(), default="hf", show_default=True, help="Engines, e.g. hf,vllm."
+)
+
+
+def precisions(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option that takes several."""
+    names = ("--precision", "--precisions", "precisions")
+    return click.option(*names, type=Names(), default="bf16,fp8,nvfp4", show_default=True, help=help)
+
+
 def loading(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is loaded, and where what comes of it goes."""
     options = [

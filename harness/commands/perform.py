@@ -18,9 +18,13 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a 
 
 
 def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -> Options:
-    """From the options of a command, those of `harness.commands.options.loading` among them. Raises UsageError."""
+    """From the options of a command, those of `harness.commands.options.loading` among them; one engine, model or
+    precision is a list of one. Raises UsageError."""
     from harness.run import Options, parse_pairs
 
+    for one in ("engine", "model", "precision"):
+        if one in given:
+            given[f"{one}s"] = (given.pop(one),)
     checkpoints = dict(parse_pairs("--checkpoint", given.pop("checkpoints")))
     for precision in ("fp8", "nvfp4"):
         path = given.pop(f"{precision}_model_path")

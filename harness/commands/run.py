@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import Names, Numbers, loading
+from harness.commands.options import ENGINES, Names, Numbers, loading, precisions
 from harness.commands.perform import absolute_dataset, perform, run_options, warn
 from harness.errors import UsageError
 
@@ -18,7 +18,7 @@ PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup
 
 
 @click.command()
-@click.option("--engine", "engines", type=Names(), default="hf", show_default=True, help="Engines, e.g. hf,vllm.")
+@ENGINES
 @click.option(
     "--model",
     "--model-path",
@@ -28,15 +28,7 @@ PARAMETERS = ("batch_size", "input_len", "output_len", "num_iterations", "warmup
     show_default=True,
     help="Known name, folder or hub id.",
 )
-@click.option(
-    "--precision",
-    "--precisions",
-    "precisions",
-    type=Names(),
-    default="bf16,fp8,nvfp4",
-    show_default=True,
-    help="bf16, fp8, fp8_block, nvfp4, mxfp4.",
-)
+@precisions("bf16, fp8, fp8_block, nvfp4, mxfp4.")
 @click.option("--workload", "workloads", type=Names(), default="perf,ppl", show_default=True, help="What to measure.")
 @click.option("--batch-size", type=Numbers(1), help="Requests at once.  [perf: 1]")
 @click.option("--input-len", type=Numbers(1), help="Tokens per prompt or window.  [512; tinymoe: 128 and 256]")

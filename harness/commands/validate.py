@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.accuracy.tolerances import DEFAULT
-from harness.commands.options import Names, loading
+from harness.commands.options import ENGINES, loading, precisions
 from harness.commands.perform import perform, run_options, warn
 
 FAILED = 1
@@ -18,17 +18,9 @@ FAILED = 1
 
 @click.command()
 @click.option("--baseline", "file", type=click.Path(path_type=Path), required=True, help="File of harness baseline.")
-@click.option("--engine", "engines", type=Names(), default="hf", show_default=True, help="Engines, e.g. hf,vllm.")
+@ENGINES
 @click.option("--model", "--model-path", help="Known name, folder or hub id.  [the baseline's]")
-@click.option(
-    "--precision",
-    "--precisions",
-    "precisions",
-    type=Names(),
-    default="bf16,fp8,nvfp4",
-    show_default=True,
-    help="With bf16 among them the engine's error and the precision's are told apart.",
-)
+@precisions("With bf16 among them the engine's error and the precision's are told apart.")
 @click.option("--tol-map", default=DEFAULT, show_default=True, help="{k: (absolute, relative)} of logit matching.")
 @click.option(
     "--divergence-difference-tol",

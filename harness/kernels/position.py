@@ -81,7 +81,9 @@ def _pieces(ops: polars.DataFrame) -> Iterator[polars.DataFrame]:
         while first < len(rows):
             end = ends.search_sorted(first + AT_ONCE)
             until = ends[end] if end < len(ends) else len(rows)
-            yield polars.concat([border, rows.slice(first, until - first)]).with_columns(new=polars.lit(None, ROW["label"]))
+            yield polars.concat([border, rows.slice(first, until - first)]).with_columns(
+                new=polars.lit(None, ROW["label"])
+            )
             first = until
 
 

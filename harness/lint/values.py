@@ -25,12 +25,6 @@ class Values:
     infinite: int
     constant: float | None  # the value, where all are the same
 
-    @property
-    def sick(self) -> str:
-        """What no scale may be, in words: `2 NaN, 1 negative`; empty when there is none."""
-        counts = {"NaN": self.nan, "infinite": self.infinite, "negative": self.negative}
-        return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-
 
 def _small_floats(exponent_bits: int, mantissa_bits: int, has_infinity: bool) -> list[float]:
     """Values of all 256 patterns of an 8-bit float."""

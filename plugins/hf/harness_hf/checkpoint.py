@@ -15,7 +15,9 @@ EXPERTS = "grouped_mm"  # one product per layer; the fastest of transformers' on
 
 
 def open_model(setup: Setup, device: torch.device) -> PreTrainedModel:
-    """The model on `device`, in FP32 if that is the precision, else in BF16, ready for inference. Raises LoadFailed, or what transformers raises."""
+    """The model on `device`, in FP32 if that is the precision, else in BF16, ready for inference.
+
+    Raises LoadFailed, or what transformers raises."""
     config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
     if quantised := getattr(config, "quantization_config", None):
         method = (

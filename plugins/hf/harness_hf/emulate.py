@@ -18,8 +18,8 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
     """Converts weights in place and wraps the inputs of their products.
 
     `scope`: "experts", or "linear" for every linear layer besides embedding, output head and router too.
-    A converted module carries `emulated_as`. Returns matrices converted per layer class. Raises LoadFailed when there is nothing to convert, or a dimension
-    does not fit the format's blocks.
+    A converted module carries `emulated_as`. Returns matrices converted per layer class. Raises LoadFailed when there is
+    nothing to convert, or a dimension does not fit the format's blocks.
     """
     converted = {"experts": 0, "linear": 0}
     for name, experts in _experts(model):
