@@ -51,6 +51,7 @@ class Args(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """One event; times in us."""
 
+    ph: str | None = None
     cat: str | None = None
     name: str = ""
     pid: int | str | None = None
@@ -72,6 +73,8 @@ def events_of(data: bytes | bytearray, where: str) -> tuple[list[list[Event]], t
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         data, notes = _mended(data), (_MENDED,)
         events = _decode_mended(data, where)
+    if events and not any(event.ph for event in events):
+        raise UsageError(f"{where}: JSON, but nothing in it is an event: no trace of torch.profiler")
     groups = _grouped(events)
     if any(event.ts and event.ts > _EXACT_US for group in groups for event in group[:_SAMPLE]):
         groups = _grouped(_decode(data, _ExactEvent, where))
