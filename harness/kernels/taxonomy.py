@@ -33,7 +33,7 @@ FOUND_BY = ("module", "position", "name", "none")
 BUILT_IN = Path(__file__).parents[1] / "data" / "kernel_rules.json"
 LONGEST_NAME = 6000  # characters read of a name: beyond it, only template arguments repeat themselves
 LONGEST_FUNCTION = 1000  # characters read of a function's own name
-LONGEST_PATTERN = 1000
+LONGEST_PATTERN = 400
 LARGEST_FILE = 4 << 20  # bytes
 
 

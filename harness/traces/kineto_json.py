@@ -73,7 +73,7 @@ def events_of(data: bytes | bytearray, where: str) -> tuple[list[list[Event]], t
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         data, notes = _mended(data), (_MENDED,)
         events = _decode_mended(data, where)
-    if events and not any(event.ph for event in events):
+    if events and not any(event.ph or event.cat for event in events):
         raise UsageError(f"{where}: JSON, but nothing in it is an event: no trace of torch.profiler")
     groups = _grouped(events)
     if any(event.ts and event.ts > _EXACT_US for group in groups for event in group[:_SAMPLE]):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,27 +33,36 @@ RMS_NORM = "std::enable_if<(((8)>(0)))&&vllm::_typeConvert<c10::BFloat16>::exist
 
 # Identifiers as they stand in the sources of the engines and libraries, none of them in the corpus of development.
 NAMES = {
-    "expert_gemm": """_mxfp8_grouped_gemm_kernel expert_triton_kernel moe_wna16_gemm_kernel _fused_moe_lora_one_shot_kernel
+    "expert_gemm": """_mxfp8_grouped_gemm_kernel expert_triton_kernel _fused_moe_lora_one_shot_kernel
         m_grouped_bf16_gemm_contiguous_tl_impl fused_moe_nvfp4_emulation_kernel scatter2scatter
-        bmm_E2m1_E2m1E2m1_Fp32_t128x8x512_s6_swiGlu_dynB_sm100f""",
-    "dense_gemm": """_w8a8_triton_block_scaled_mm fused_a_gemm_kernel machete::mm_kernel gemm_forward_4bit_cuda_m16nXk32
+        bmm_E2m1_E2m1E2m1_Fp32_t128x8x512_s6_swiGlu_dynB_sm100f moe_gemm1_kernel _grouped_gemm1_swiglu
+        expert_gate_up_q4_kernel fused_moe_silu_down_kernel grouped_bfgemm_tma_kernel
+        llama4_moe_fc13_swiglu_fp8_kernel w8a8_block_fp8_matmul_grouped_kernel q2_k_moe_kernel _moe_bwd_dW1_kernel""",
+    "dense_gemm": """_w8a8_triton_block_scaled_mm machete::mm_kernel gemm_forward_4bit_cuda_m16nXk32
         awq_gemm_kernel kgemm_4bit_inference_naive matmul_kernel_descriptor_persistent mul_mat_q4_K
         nvjet_sm90_tst_128x128_64x6_2x1_v_bz_TNT triton_tem_fused_addmm_relu_1 _lora_shrink_kernel""",
-    "gate_gemm": "fp32_router_gemm_kernel router_gemm_kernel_bf16_output fused_moe_router_tensorcore_kernel",
-    "attention": """kernel_unified_attention_3d reshape_and_cache_flash_kernel merge_attn_states_kernel topKPerRowPrefill
-        _fwd_grouped_kernel_stage1 applyMLARopeAndAssignQKVKernelGeneration cp_gather_indexer_k_quant_cache_kernel
-        chunk_gated_delta_rule_fwd_kernel_h_blockdim64 solve_tril_16x16_kernel convert_vertical_slash_indexes_kernel
-        BatchDecodeWithPagedKVCacheKernel _triton_mrope_forward""",
+    "gate_gemm": """fp32_router_gemm_kernel router_gemm_kernel_bf16_output fused_moe_router_tensorcore_kernel
+        llama4_bf16_bf16_gemm_kernel_router""",
+    "attention": """kernel_unified_attention_3d reshape_and_cache_flash_kernel merge_attn_states_kernel
+        topKPerRowPrefill _fwd_grouped_kernel_stage1 applyMLARopeAndAssignQKVKernelGeneration
+        cp_gather_indexer_k_quant_cache_kernel chunk_gated_delta_rule_fwd_kernel_h_blockdim64
+        solve_tril_16x16_kernel convert_vertical_slash_indexes_kernel BatchDecodeWithPagedKVCacheKernel
+        _triton_mrope_forward chunk_gsa_fwd_k_kernel_intra parallel_rebased_bwd_kernel
+        fused_norm_save_compress_kernel _pad_replayed_slots_kernel""",
     "routing_permute": """moe_align_block_size_small_batch_expert_kernel fusedBuildExpertMapsSortFirstTokenKernel
-        single_group_topk_warp_kernel get_group_gemm_starts _fwd_kernel_ep_scatter_1 topkGatingSoftplusSqrt
-        deepep_permute_triton_kernel _expt_data_compute kimi_k2_moe_fused_gate_kernel""",
+        single_group_topk_warp_kernel get_group_gemm_starts topkGatingSoftplusSqrt deepep_permute_triton_kernel
+        _expt_data_compute kimi_k2_moe_fused_gate_kernel top2_sum_gate_kernel mask_indices_by_tp_kernel
+        group_count_kernel _ragged_tensor_metadata_compute _padded_copy""",
     "quant_dequant": """scaled_fp8_quant_kernel_strided_dynamic cvt_fp16_to_fp4_sf_major awq_dequantize_kernel
-        _downcast_to_mxfp per_token_quant_fp8_small_batch_kernel dequantize_block_iq2_xs""",
+        _downcast_to_mxfp per_token_quant_fp8_small_batch_kernel dequantize_block_iq2_xs cast_back_e5m6_kernel
+        _grid_search_mse_triton_kernel""",
     "norm": "_layer_norm_fwd_1pass_kernel rms_norm_per_block_quant_kernel QKRMSNormKernel l2norm_fwd_kernel1",
     "activation": "masked_swigluoai_and_mul_kernel silu_mul_fp8_quant_deep_gemm_kernel doGatedActivationKernel",
     "comm": """cross_device_reduce_scatter mnnvl_lamport_all_gather combine_reduce_epilogue_impl allreduceAllPairs
-        reducescatter_kernel moeA2ASanitizeExpertIdsKernel nvshmemi_transfer_rma_put _dcp_a2a_unpack_combine_kernel""",
-    "sampling": "apply_repetition_penalties_kernel _gumbel_sample_kernel ChainSpeculativeSampling LogitsBitmaskKernel",
+        reducescatter_kernel moeA2ASanitizeExpertIdsKernel nvshmemi_transfer_rma_put _dcp_a2a_unpack_combine_kernel
+        wait_lse_combine_kernel nvshmemi_barrier_kernel""",
+    "sampling": """apply_repetition_penalties_kernel _gumbel_sample_kernel ChainSpeculativeSampling
+        LogitsBitmaskKernel insertUnfinishedPathKernel mtpGreedySampling liger_vocab_parallel_ce_forward_kernel""",
     "mem": "Memset|(Device) Memcpy|PtoP|(Device|->|Device) [CUDA|Unified|Memory|memcpy|HtoD]",
     "other": "awq_marlin_repack_kernel vocab_parallel_embedding_kernel triton_poi_fused_view_1",
 }
@@ -100,6 +110,46 @@ def test_the_corpus_of_names_is_labelled_and_expert_gemms_above_all():
 )
 def test_the_function_decides_and_its_arguments_only_where_the_function_is_a_carrier(name, category):
     assert classify(name, built_in_rules()).category == category
+
+
+# As CuTe DSL names a kernel: the path of its module without dots, its class, and the layouts of its arguments.
+CUTE_DSL = {
+    "flashinferfused_moecute_dslblackwellmoe_w4a16_kernelSm100W4A16GroupedGemmKernel": "expert_gemm",
+    "flashinferfused_moecute_dslblackwell_sm12xmoe_static_kernelMoEStaticKernel": "expert_gemm",
+    "flashinfermoe_epkernel_srcmoe_bf16_glukernel_bf16_glu_fc12Sm100SwigluBf16Fc12Kernel": "expert_gemm",
+    "flashinferfused_moecute_dslblackwell_sm12xmoe_w4a16_kernelW4A16TopKSumKernel": "routing_permute",
+    "flashinfergemmkernelsdense_blockscaled_gemm_sm100Sm100BlockScaledPersistentDenseGemmKernel": "dense_gemm",
+    "flashinfergemmkernelsgrouped_gemm_masked_blackwellSm100BlockScaledPersistentDenseGemmKernel": "expert_gemm",
+    "vllmmodel_executorlayersfused_moerouterbf16x3_router_gemm_cutedslSm100BF16x3RouterGemm": "gate_gemm",
+    "flash_attncuteflash_bwd_mla_dk_sm100dKGemmKernel": "attention",
+    "vllmmodel_executorlayersmambaopsgdn_chunk_cutedslkernel_hSm100ChunkHKernel": "attention",
+    "flashinfercommmnnvl_cutedslkernel_lldevice_kernels_QuadFinalizePublishDeviceKernel": "comm",
+    "quackrmsnormRMSNorm": "norm",
+}
+
+
+@pytest.mark.parametrize("module", CUTE_DSL)
+def test_a_cute_dsl_kernel_is_known_by_its_module_and_class(module):
+    name = f"kernel_cutlass_kernel_{module}_object_at__tensorptrbf16gmemalign16o71687168"
+    assert classify(name, built_in_rules()).category == CUTE_DSL[module]
+
+
+FORMS = (
+    "void tensorrt_llm::kernels::%s<__nv_bfloat16, 128, true, 4096ul>(__nv_bfloat16 const*, float*, int)",
+    "void <unnamed>::%s<(int)128, (bool)1, (unsigned long)4096, __nv_fp8_e4m3>(T1 *, const T2 *, int)",
+    "void vllm::%s<unsigned char, std::integral_constant<int, 3>, vllm::Fp8KVCacheDa",
+    "%s_0d1d2d3de",
+)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "mangled"])
+def test_a_name_means_the_same_with_what_a_trace_writes_around_it(form):
+    names = [name for category in NAMES for name in NAMES[category].split() if re.fullmatch(r"[A-Za-z_]\w+", name)]
+    names = [name for name in names if not name.startswith(("nvjet", "bmm", "triton"))]  # always bare
+    assert len(names) > 80
+    for name in names:
+        written = f"_ZN4vllm{len(name)}{name}I13__nv_bfloat16Li128ELb1EEEvPKT_i" if form == "mangled" else form % name
+        assert classify(written, built_in_rules()).category == classify(name, built_in_rules()).category, written
 
 
 def test_nsys_and_kineto_spell_one_kernel_differently_and_it_is_one():
