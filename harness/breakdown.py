@@ -1,4 +1,4 @@
-"""Where a step's time goes, for the terminal: one row per profiled cell and phase, in percent of the step."""
+"""Where a step's time goes and how near the hardware's limit it comes, for the terminal: a row per cell and phase."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ NAMES = {
     "norm": "norm",
     "comm": "comm",
 }  # what is not here is "other"
+LIMITS = (
+    "of the hardware's limit (roofline from config.json and the data sheet): bytes over the memory's peak, or products"
+)
 OF_SUM = "of a CPU's operations, in percent of their summed time; the ceiling is that of the operations alone"
 OF_WALL = (
     "in percent of a step's wall time; idle: nothing ran; ceiling: how many times as fast with expert GEMMs for free"
@@ -26,17 +29,36 @@ WIDTH = 200
 
 
 def print_breakdown(records: Sequence[Record], stream: TextIO) -> None:
-    """Nothing where nothing was profiled."""
+    """Nothing where nothing was profiled and no peak is known."""
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(file=stream, width=WIDTH, highlight=False)
+    if rows := list(_limits(records)):
+        console.print(escape(LIMITS), soft_wrap=True)
+        console.print(_table(rows))
     for title, is_wall in ((OF_WALL, True), (OF_SUM, False)):
         if rows := [row for row, wall in _rows(records) if wall == is_wall]:
             console.print(escape(f"where the time goes, {title}"), soft_wrap=True)
             console.print(_table(rows))
     for line in _notes(records):
         console.print(escape(line), soft_wrap=True)
+
+
+def _limits(records: Sequence[Record]) -> Iterator[dict[str, str]]:
+    for record in records:
+        found = record.get("roofline") or {}
+        shares = {phase: one["share_of_limit"] for phase, one in found.items() if one["share_of_limit"] is not None}
+        if shares:
+            yield {
+                "engine": record["engine"],
+                "precision": record["precision"],
+                "batch": str(record["batch_size"]),
+                **{
+                    phase: f"{shares[phase]:.1%} of {found[phase]['bound']}" if phase in shares else "-"
+                    for phase in found
+                },
+            }
 
 
 def _rows(records: Sequence[Record]) -> Iterator[tuple[dict[str, str], bool]]:

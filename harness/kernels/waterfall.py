@@ -80,7 +80,8 @@ def explain(a: Node, b: Node, names: tuple[str, str]) -> Explanation:
             notes.append(f"only {has[0]} has a {phase} phase: it is not explained")
     for name, side in zip(names, sides):
         if OUTSIDE in side and (mixed := side[OUTSIDE].at("steps", "count").count()):
-            notes.append(f"{name}: {mixed} more steps are of no one phase, some requests being read while others go on")
+            notes.append(f"{name}: {mixed} steps read some requests while others go on: prefill is not explained")
+            common = [phase for phase in common if phase != "prefill"]
     if not common:
         if notes:
             notes.append("the whole windows are compared: they mean something only if they hold the same work")
