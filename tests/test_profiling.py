@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from harness.device import Device
+from harness.profilers import nsys
+
 WRAPPED = """
     import harness
     from contextlib import contextmanager
@@ -163,3 +166,12 @@ def test_ctrl_c_while_a_profiler_runs_keeps_the_measurement_and_leaves_nothing(h
     assert process.wait(20) == 130
     assert [record["status"] for record in harness.records()] == ["ok"]
     assert wait_until(lambda: harness.processes() == {}, 5)
+
+
+def test_on_a_gpu_without_nsys_there_is_one_line_that_says_so(monkeypatch):
+    gpu = Device("cuda", "NVIDIA H200", 1, 1 << 37, sm=90)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(nsys, "PLACES", ())
+    assert nsys.problem(gpu).startswith("there is no nsys on PATH") and "\n" not in nsys.problem(gpu)
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "7")  # then nsys is there, around us
+    assert nsys.problem(gpu) is None
