@@ -66,6 +66,8 @@ def added(record: Record, path: Path, profiler: str, rules: Sequence[Rule], root
         return {**record, "profile": {**profile, "problem": MISSING}}
     except (HarnessError, OSError) as error:
         return {**record, "profile": {**profile, "problem": str(error)}}
+    except Exception as error:  # of ours; the cells still to be measured must not pay for it
+        return {**record, "profile": {**profile, "problem": f"not analysed: {type(error).__name__}: {error}"}}
     wrong = [check.reason for check in found.checks if check.name == AGREE and check.status == FAILED]
     is_mismatch = wrong and record["status"] == "ok"
     return {

@@ -175,8 +175,10 @@ def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str
     except KeyboardInterrupt:
         result.was_interrupted = True
         for cell in under_way.cells if under_way else ():
-            if plan.key(cell) not in kept:
+            is_new = plan.key(cell) not in kept
+            if is_new:
                 keep(cell, records.interrupted(cell, plan.versions[cell.setup.engine], plan.device))
+            if is_new or plan.profiler:
                 tell(cell)
     try:
         ledger.rebuild(folder)

@@ -77,7 +77,7 @@ def _start_profiler(events_fd: int, line: str) -> int:
     """Becomes the profiler, which starts this module anew below itself. stdin is not carried through: a file is."""
     load = from_json(Load, json.loads(line))
     path = Path(load.profiles[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _empty(path.parent)
     command = plugins.discover().profilers[load.profiler].command(path)
     file = Path.cwd() / "load.json"  # the launcher's own folder for this worker
     file.write_text(line, encoding="utf-8")
@@ -94,6 +94,7 @@ def _measure(
     conditions = {"token_ids_sha256": ids.sha256, "token_ids_source": ids.source, **measurement.conditions}
     channel.send("measured", cell=index, results=measurement.results, conditions=conditions, facts=_facts(session))
     if load.profiler and workload.run_once and not registry.profilers[load.profiler].command:
+        _empty(Path(load.profiles[index]).parent)
         try:
             _record(channel, registry, load, index, cell, session)
         except Exception as error:  # the cell is measured; only its profile is lost
@@ -105,12 +106,19 @@ def _record(channel: Channel, registry: plugins.Registry, load: Load, index: int
     """The extra pass. Passes before it compile, capture graphs and settle what the pass itself must not show."""
     ids, run_once = _ids(load, index), registry.workloads[cell.workload].run_once
     folder = Path(load.profiles[index]).parent
-    folder.mkdir(parents=True, exist_ok=True)
     for _ in range(PASSES_BEFORE):
         run_once(session, ids, cell.parameters)
     with registry.profilers[load.profiler].session(session, folder):
         run_once(session, ids, cell.parameters)
     channel.send("profiled", cell=index)
+
+
+def _empty(folder: Path) -> None:
+    """What an earlier run of this cell left must not be taken for this one's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
 
 
 def _ids(load: Load, index: int) -> inputs.Inputs:

@@ -138,6 +138,15 @@ def test_a_profiler_may_start_its_worker_itself_after_the_timed_ones(harness, wr
     assert harness.processes() == {}
 
 
+def test_what_an_earlier_profile_of_the_cell_left_is_not_taken_for_this_one(harness, wrap):
+    wrap('touch "$0.$$"; exec "$@"')
+    found = []
+    for _ in range(2):
+        harness.measure("--precision", "bf16", "--workload", "perf", "--profile", "wrap")
+        found.append(harness.records()[0]["profile"]["files"])
+    assert [len(files) for files in found] == [2, 2] and found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("shell", "words"),
     [
