@@ -37,32 +37,41 @@ NAMES = {
         m_grouped_bf16_gemm_contiguous_tl_impl fused_moe_nvfp4_emulation_kernel scatter2scatter
         bmm_E2m1_E2m1E2m1_Fp32_t128x8x512_s6_swiGlu_dynB_sm100f moe_gemm1_kernel _grouped_gemm1_swiglu
         expert_gate_up_q4_kernel fused_moe_silu_down_kernel grouped_bfgemm_tma_kernel
-        llama4_moe_fc13_swiglu_fp8_kernel w8a8_block_fp8_matmul_grouped_kernel q2_k_moe_kernel _moe_bwd_dW1_kernel""",
+        llama4_moe_fc13_swiglu_fp8_kernel w8a8_block_fp8_matmul_grouped_kernel q2_k_moe_kernel _moe_bwd_dW1_kernel
+        fused_moe_blocked_fp8_kernel sequential_expert_kernel _routed_gate_up_kernel _grouped_wgrad_kernel""",
     "dense_gemm": """_w8a8_triton_block_scaled_mm machete::mm_kernel gemm_forward_4bit_cuda_m16nXk32
         awq_gemm_kernel kgemm_4bit_inference_naive matmul_kernel_descriptor_persistent mul_mat_q4_K
-        nvjet_sm90_tst_128x128_64x6_2x1_v_bz_TNT triton_tem_fused_addmm_relu_1 _lora_shrink_kernel""",
+        nvjet_sm90_tst_128x128_64x6_2x1_v_bz_TNT triton_tem_fused_addmm_relu_1 _lora_shrink_kernel
+        mxfp4_matvec_kernel addmv_kernel""",
     "gate_gemm": """fp32_router_gemm_kernel router_gemm_kernel_bf16_output fused_moe_router_tensorcore_kernel
-        llama4_bf16_bf16_gemm_kernel_router""",
+        llama4_bf16_bf16_gemm_kernel_router router_gate_matvec_kernel""",
     "attention": """kernel_unified_attention_3d reshape_and_cache_flash_kernel merge_attn_states_kernel
         topKPerRowPrefill _fwd_grouped_kernel_stage1 applyMLARopeAndAssignQKVKernelGeneration
         cp_gather_indexer_k_quant_cache_kernel chunk_gated_delta_rule_fwd_kernel_h_blockdim64
         solve_tril_16x16_kernel convert_vertical_slash_indexes_kernel BatchDecodeWithPagedKVCacheKernel
         _triton_mrope_forward chunk_gsa_fwd_k_kernel_intra parallel_rebased_bwd_kernel
-        fused_norm_save_compress_kernel _pad_replayed_slots_kernel""",
+        fused_norm_save_compress_kernel _pad_replayed_slots_kernel _fp4_index_logits_kernel index_k_kernel
+        _zero_pages_kernel inkling_kv_conv_update_kernel heuristicTopKMultiRowKernel _build_chain_tree_kernel""",
     "routing_permute": """moe_align_block_size_small_batch_expert_kernel fusedBuildExpertMapsSortFirstTokenKernel
         single_group_topk_warp_kernel get_group_gemm_starts topkGatingSoftplusSqrt deepep_permute_triton_kernel
         _expt_data_compute kimi_k2_moe_fused_gate_kernel top2_sum_gate_kernel mask_indices_by_tp_kernel
-        group_count_kernel _ragged_tensor_metadata_compute _padded_copy""",
+        group_count_kernel _ragged_tensor_metadata_compute _padded_copy _route_histogram_kernel
+        _pack_topk_routes_prefix_kernel _fused_moe_preprocess_kernel _scatter_for_grouped_gemm_kernel
+        fusedPermuteNvfp4QuantDedupKernel mask_topk_ids_padded_region""",
     "quant_dequant": """scaled_fp8_quant_kernel_strided_dynamic cvt_fp16_to_fp4_sf_major awq_dequantize_kernel
         _downcast_to_mxfp per_token_quant_fp8_small_batch_kernel dequantize_block_iq2_xs cast_back_e5m6_kernel
-        _grid_search_mse_triton_kernel""",
-    "norm": "_layer_norm_fwd_1pass_kernel rms_norm_per_block_quant_kernel QKRMSNormKernel l2norm_fwd_kernel1",
-    "activation": "masked_swigluoai_and_mul_kernel silu_mul_fp8_quant_deep_gemm_kernel doGatedActivationKernel",
+        _grid_search_mse_triton_kernel convertSfR8c4ToLinearKernel _triton_fp8_per_group_colwise_scales_kernel
+        rotate_quantize_activation_kernel""",
+    "norm": """_layer_norm_fwd_1pass_kernel rms_norm_per_block_quant_kernel QKRMSNormKernel l2norm_fwd_kernel1
+        _gn_finalize_kernel""",
+    "activation": """masked_swigluoai_and_mul_kernel silu_mul_fp8_quant_deep_gemm_kernel doGatedActivationKernel
+        prelu_kernel""",
     "comm": """cross_device_reduce_scatter mnnvl_lamport_all_gather combine_reduce_epilogue_impl allreduceAllPairs
         reducescatter_kernel moeA2ASanitizeExpertIdsKernel nvshmemi_transfer_rma_put _dcp_a2a_unpack_combine_kernel
-        wait_lse_combine_kernel nvshmemi_barrier_kernel""",
+        wait_lse_combine_kernel nvshmemi_barrier_kernel update_mask_buffer _fp8_blockscale_2shot_kernel""",
     "sampling": """apply_repetition_penalties_kernel _gumbel_sample_kernel ChainSpeculativeSampling
-        LogitsBitmaskKernel insertUnfinishedPathKernel mtpGreedySampling liger_vocab_parallel_ce_forward_kernel""",
+        LogitsBitmaskKernel insertUnfinishedPathKernel mtpGreedySampling liger_vocab_parallel_ce_forward_kernel
+        reset_vocab_mask_kernel _gather_row_bonus_kernel celoss_indices_kernel""",
     "mem": "Memset|(Device) Memcpy|PtoP|(Device|->|Device) [CUDA|Unified|Memory|memcpy|HtoD]",
     "other": "awq_marlin_repack_kernel vocab_parallel_embedding_kernel triton_poi_fused_view_1",
 }
@@ -106,6 +115,11 @@ def test_the_corpus_of_names_is_labelled_and_expert_gemms_above_all():
         ("_p_matmul_ogs_NNT_bf16xbf16xmxfp4_64x256x64x1_dequantize_mxfp8", "expert_gemm"),
         (SDPA, "attention"),
         (RMS_NORM + "_kernel<c10::BFloat16, 8>(c10::BFloat16*)", "norm"),
+        # namespaces that name a library and not the work
+        ("void tensorrt_llm::kernels::fp8_blockscale_gemm::scale_1x64_kernel<__nv_bfloat16>(float*)", "quant_dequant"),
+        ("void tensorrt_llm::kernels::fp8_blockscale_gemm::convert_kernel<float, __nv_bfloat16>(float*)", "other"),
+        ("void tensorrt_llm::kernels::fp8_blockscale_gemm::blocked_fp8_gemm_kernel<float>(float*)", "dense_gemm"),
+        ("void flashinfer::sampling::fast_topk_clusters_exact_page_table_transform_kernel<float>(float*)", "attention"),
     ],
 )
 def test_the_function_decides_and_its_arguments_only_where_the_function_is_a_carrier(name, category):
