@@ -1,5 +1,9 @@
-"""vLLM has an environment of its own; its file is collected there only, by the Python that tests/with_vllm starts."""
+"""Engines with an environment of their own are collected there only; SGLang and TensorRT-LLM, or their doubles, where
+tests/sglang and tests/trtllm put them on the path. Not by find_spec for those: tests/sglang is a namespace package."""
 
+from importlib import metadata
 from importlib.util import find_spec
 
 collect_ignore = [] if find_spec("vllm") else ["test_vllm.py"]
+for _name, _file in (("sglang", "test_sglang.py"), ("tensorrt-llm", "test_trtllm.py")):
+    collect_ignore += [] if list(metadata.distributions(name=_name)) else [_file]

@@ -1,0 +1,3 @@
+"""The version, which says that this is the double."""
+
+__version__ = "0.5.23+double"
