@@ -88,32 +88,20 @@ def test_a_range_holds_what_was_launched_in_it_on_the_same_thread(tmp_path):
     assert trace.notes == ()
 
 
+def scope_of_a_launch_in(path, ranges):
+    """Of one kernel, launched while these ranges are open."""
+    events = {"kernel": [kernel(99, 100, launch=1)], "runtime": [call(20, 1)], "events": ranges}
+    return listed(read(sqlite(path, KERNELS, CALLS, RANGES, **events)))[0]["scope"]
+
+
 def test_a_range_is_named_by_its_text_or_by_its_registered_string(tmp_path):
     ranges = [span(0, 100, None, text_id=5), span(10, 50, "aten::mm, seq = 3, op_id = 7, sizes = [[2, 2]]")]
-    path = sqlite(
-        tmp_path / "t.sqlite",
-        KERNELS,
-        CALLS,
-        RANGES,
-        kernel=[kernel(99, 100, launch=1)],
-        runtime=[call(20, 1)],
-        events=ranges,
-    )
-    assert listed(read(path))[0]["scope"] == "registered range > aten::mm"
+    assert scope_of_a_launch_in(tmp_path / "t.sqlite", ranges) == "registered range > aten::mm"
 
 
 def test_a_layer_that_is_told_as_a_dict_is_named_by_its_module(tmp_path):
     ranges = [span(0, 100, "{'Module': 'model.layers.3.mlp.experts', 'TrainableParams': {'w': [2, 3]}}")]
-    path = sqlite(
-        tmp_path / "t.sqlite",
-        KERNELS,
-        CALLS,
-        RANGES,
-        kernel=[kernel(99, 100, launch=1)],
-        runtime=[call(20, 1)],
-        events=ranges,
-    )
-    assert listed(read(path))[0]["scope"] == "model.layers.3.mlp.experts"
+    assert scope_of_a_launch_in(tmp_path / "t.sqlite", ranges) == "model.layers.3.mlp.experts"
 
 
 def test_equal_correlations_of_two_processes_are_told_apart(tmp_path):
