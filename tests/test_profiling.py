@@ -55,7 +55,9 @@ def test_the_default_model_on_a_cpu_is_broken_down_by_module(harness):
         shares = {name: share["percent"] for name, share in phase["categories"].items()}
         assert sum(shares.values()) == pytest.approx(100)
         assert {"expert_gemm", "dense_gemm", "gate_gemm", "attention", "routing_permute", "norm"} <= shares.keys()
-        assert shares.get("unclassified", 0) < 5 and shares["expert_gemm"] > 5
+        counts = {name: share["kernel_count"] for name, share in phase["categories"].items()}
+        assert counts.get("unclassified", 0) < 0.05 * sum(counts.values())
+        assert counts["expert_gemm"] >= 2 * 4 * phase["steps"]  # gate/up and down of four layers
     assert record["conditions"]["profiler"] == "off"  # the timed passes were not
     for name in (*profile["files"], profile["analysis"]):
         assert (harness.folder / "out" / name).is_file()

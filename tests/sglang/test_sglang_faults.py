@@ -70,4 +70,4 @@ def test_a_profile_is_broken_down_by_phase(sglang):
     profile = record["profile"]
     assert profile["valid"] and len(profile["files"]) == 1, profile["problems"]
     assert (profile["phases"]["prefill"]["steps"], profile["phases"]["decode"]["steps"]) == (1, 3)
-    assert profile["phases"]["decode"]["categories"]["expert_gemm"]["percent"] > 5
+    assert profile["phases"]["decode"]["categories"]["expert_gemm"]["kernel_count"] >= 3 * 2 * 4  # steps, two products, layers
