@@ -14,6 +14,7 @@ from harness.cells import Cell, Load, Setup
 from harness.device import Device
 from harness.engine import EngineSpec, support_of
 from harness.precision import Support
+from harness.preflight import broken_rule
 from harness.workload import WorkloadSpec
 
 
@@ -36,9 +37,8 @@ def make_cells(
         axes = [given.get(name, [value]) for name, value in values.items()]
         for combination in itertools.product(*axes):
             parameters = dict(zip(values, combination))
-            cells.append(
-                Cell(setup, workload.name, parameters, support, _skip_reason(setup, workload, engine, support, device))
-            )
+            skip = _skip_reason(setup, workload, parameters, engine, support, device)
+            cells.append(Cell(setup, workload.name, parameters, support, skip))
     return cells
 
 
@@ -52,7 +52,12 @@ def make_loads(cells: Iterable[Cell]) -> list[Load]:
 
 
 def _skip_reason(
-    setup: Setup, workload: WorkloadSpec, engine: EngineSpec, support: Support, device: Device
+    setup: Setup,
+    workload: WorkloadSpec,
+    parameters: Mapping[str, Any],
+    engine: EngineSpec,
+    support: Support,
+    device: Device,
 ) -> str | None:
     if support.mode == modes.UNSUPPORTED:
         return support.reason
@@ -72,4 +77,4 @@ def _skip_reason(
             return f"{engine.name} has no --{option.replace('_', '-')} (asked for {value})"
     if max(setup.tp, setup.ep) > device.count and device.kind == "cuda":
         return f"needs {max(setup.tp, setup.ep)} GPUs, {device.count} here"
-    return None
+    return broken_rule(setup, parameters, support.mode)

@@ -22,6 +22,9 @@ KIND_OF = {
 }
 
 
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")  # keys, by the model's age and maker
+
+
 class Uncountable(UsageError):
     """A config.json from which nothing can be counted: an unknown architecture, or a key that is not there."""
 
@@ -185,10 +188,9 @@ def _latent(config: Config, family: _Family) -> tuple[int, int, int, int, int]:
 
 def _experts(config: Config) -> tuple[int, int]:
     """Experts per layer and how many of them a token chooses."""
-    names = ("num_experts", "n_routed_experts", "num_local_experts")  # by the engine's age and the model's maker
-    name = next((name for name in names if config.get(name) is not None), None)
+    name = next((name for name in EXPERT_COUNTS if config.get(name) is not None), None)
     if name is None:
-        raise Uncountable(f"config.json has none of {', '.join(names)}")
+        raise Uncountable(f"config.json has none of {', '.join(EXPERT_COUNTS)}")
     experts, chosen = _need(config, name), _need(config, "num_experts_per_tok")
     if chosen > experts:
         raise Uncountable(f"config.json: num_experts_per_tok is {chosen}, of {experts} experts")

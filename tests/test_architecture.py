@@ -48,7 +48,7 @@ FLOORS = [
     ["traces.read", "kernels.validity", "kernels.waterfall"],
     ["kernels.analysis"],
     ["accuracy.baseline", "accuracy.tolerances"],
-    ["engine", "models", "inputs", "lint.scheme"],
+    ["engine", "models", "inputs", "lint.scheme", "preflight"],
     ["workload", "profiler", "metrics", "interpreters", "lint.subject"],
     ["accuracy.rows", "accuracy.subject", "evaluation.report"],
     ["accuracy.divergence", "accuracy.matching", "accuracy.suspects"],
