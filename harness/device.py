@@ -1,10 +1,14 @@
-"""What this machine computes with, found without torch: NVIDIA GPUs through NVML, else the CPU and its vector flags."""
+"""What this machine computes with, found without torch: NVIDIA GPUs through NVML, else AWS Neuron devices, else the
+CPU and its vector flags."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Instruction sets that decide which low-precision kernels a CPU has, by /proc/cpuinfo's names.
 CPU_FLAGS = (
@@ -21,13 +25,15 @@ CPU_FLAGS = (
 )
 
 DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # the last is the GPU of Windows' Linux
+NEURON_DEVICES = Path("/dev")  # holds neuron0, neuron1, ...
+MACHINE = Path("/sys/devices/virtual/dmi/id/product_name")  # on EC2 the type, such as trn2.48xlarge
 
 
 @dataclass(frozen=True)
 class Device:
-    kind: str  # "cuda" or "cpu"
+    kind: str  # "cuda", "neuron" or "cpu"
     name: str
-    count: int  # GPUs visible, or CPU cores this process may use
+    count: int  # GPUs visible, Neuron devices, or CPU cores this process may use
     memory_bytes: int | None  # of one GPU, or of the host
     sm: int | None = None  # compute capability, e.g. 90; None on a CPU
     driver: str | None = None
@@ -36,21 +42,52 @@ class Device:
 
     @property
     def label(self) -> str:
-        """The device in a file name: `sm90` or `cpu`."""
-        return f"sm{self.sm}" if self.sm else "cpu"
+        """The device in a file name: `sm90`, `trn2` or `cpu`."""
+        return f"sm{self.sm}" if self.sm else self.name.partition(".")[0] if self.kind == "neuron" else "cpu"
 
 
 def detect() -> Device:
-    return _first_gpu() or _cpu()
+    return _first_gpu() or _neuron() or _cpu()
 
 
-def gpu_memory_used() -> int | None:
-    """Bytes in use on the first visible GPU, by every process; None without a GPU."""
+def gpu_memory_used(gpus: str | None = None) -> int | None:
+    """Bytes in use on the first of these GPUs (as CUDA_VISIBLE_DEVICES names them; None: of the visible ones), by every
+    process; None without a GPU."""
     with _nvml() as nvml:
         if nvml is None:
             return None
-        handles = _visible(nvml)
+        handles = _visible(nvml, gpus)
         return nvml.nvmlDeviceGetMemoryInfo(handles[0]).used if handles else None
+
+
+def visible_gpus() -> list[str]:
+    """Each visible GPU, in a word that CUDA_VISIBLE_DEVICES takes."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    with _nvml() as nvml:
+        count = len(_visible(nvml)) if nvml is not None else 0
+    return [word.strip() for word in chosen.split(",")][:count] if chosen else [str(index) for index in range(count)]
+
+
+@contextmanager
+def opened(gpus: str | None = None) -> Iterator[tuple[Any, list]]:
+    """pynvml and a handle of each of these GPUs (see `gpu_memory_used`); None and no handle where there is no NVML."""
+    with _nvml() as nvml:
+        yield nvml, _visible(nvml, gpus) if nvml is not None else []
+
+
+@contextmanager
+def energy_counter() -> Iterator[Callable[[], int | None]]:
+    """A function that reads what the visible GPUs have used so far, all together, in mJ; None where NVML does not say.
+    NVML stays open between two readings: opening it takes longer than what is measured may."""
+    with opened() as (nvml, handles):
+
+        def energy_mj() -> int | None:
+            try:
+                return sum(map(nvml.nvmlDeviceGetTotalEnergyConsumption, handles)) if handles else None
+            except nvml.NVMLError:  # older than Volta, or a virtual GPU
+                return None
+
+        yield energy_mj
 
 
 def _first_gpu() -> Device | None:
@@ -77,9 +114,9 @@ def _power_limit(nvml, handle) -> float | None:
         return None
 
 
-def _visible(nvml) -> list:
+def _visible(nvml, chosen: str | None = None) -> list:
     """GPU handles in the order CUDA would give them. NVML itself does not read CUDA_VISIBLE_DEVICES."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES") if chosen is None else chosen
     if chosen is None:
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     handles = []
@@ -114,6 +151,13 @@ class _nvml:
     def __exit__(self, *error) -> None:
         if self.nvml is not None:
             self.nvml.nvmlShutdown()
+
+
+def _neuron() -> Device | None:
+    if not (count := len(list(NEURON_DEVICES.glob("neuron[0-9]*")))):
+        return None
+    machine = MACHINE.read_text().strip() if MACHINE.exists() else "neuron"
+    return Device("neuron", os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE") or machine, count, None)
 
 
 def _cpu() -> Device:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.precision import COMPUTE_MODES, UNSUPPORTED, Support
 
 if TYPE_CHECKING:
-    from harness.cells import Load
+    from harness.cells import Load, Setup
     from harness.device import Device
 
 
@@ -28,8 +28,20 @@ class EngineSpec:
     capabilities: frozenset[str]  # of "generate", "score", "logits", "sample", "torch_profiler", "nsys"
     support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
     load: Callable[[Load], Session]
-    options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "quantize": understood
+    options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "skip_compile", "quantize"
     install: str = ""  # how to get what it requires, in words for a person who has not
+    # The MoE backend, as a value of --moe-backend, that a setup comes to: setup, device, version; None: not known.
+    resolves: Callable[[Setup, Device, str | None], str | None] | None = None
+    holds: str = ""  # a file of its package, "package/module.py", that an empty placeholder of that name lacks
+
+
+def backend_of(engine: EngineSpec, setup: Setup, device: Device, version: str | None) -> str | None:
+    """The MoE backend that a setup comes to; None where the engine does not know, raises or gives no name."""
+    try:
+        answer = engine.resolves(setup, device, version) if engine.resolves else None
+    except Exception:
+        return None
+    return answer if isinstance(answer, str) else None
 
 
 def support_of(engine: EngineSpec, precision: str, device: Device, version: str | None) -> Support:

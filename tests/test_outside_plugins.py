@@ -142,7 +142,7 @@ def test_a_bad_plugin_is_named_and_left_out_and_the_others_never_notice(harness,
     install(name, source)
     listed = harness("list", "engines", "--json")
     assert listed.returncode == 0, listed.stderr
-    assert {row["engine"] for row in json.loads(listed.stdout)} == {"echo", "hf", "sglang", "trtllm", "vllm"}
+    assert {row["engine"] for row in json.loads(listed.stdout)} == {"echo", "hf", "neuron", "sglang", "trtllm", "vllm"}
     warning, *more = listed.stderr.splitlines()
     assert more == []
     assert warning.startswith(f"warning: plugin {name} ({name} of {name}): left out: ") and words in warning
@@ -151,7 +151,7 @@ def test_a_bad_plugin_is_named_and_left_out_and_the_others_never_notice(harness,
 def test_a_plugin_cannot_take_the_name_of_another(harness, install):
     install("impostor", GOOD.format(name="thief"), point="hf")
     listed = harness("list", "engines", "--json")
-    assert {row["engine"] for row in json.loads(listed.stdout)} == {"echo", "hf", "sglang", "trtllm", "vllm"}
+    assert {row["engine"] for row in json.loads(listed.stdout)} == {"echo", "hf", "neuron", "sglang", "trtllm", "vllm"}
     assert (
         "warning: plugin hf (impostor of impostor): left out: the plugin name 'hf' is taken by harness_hf"
         in listed.stderr

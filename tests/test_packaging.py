@@ -122,7 +122,7 @@ def test_the_core_depends_on_little_and_every_engine_is_an_extra(built):
     extras = {
         line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra")
     }
-    assert extras >= {"hf", "vllm", "trtllm", "sglang", "ray", "report", "test"} and "all" not in extras
+    assert extras >= {"hf", "vllm", "trtllm", "sglang", "neuron", "ray", "report", "test"} and "all" not in extras
     assert "harness/data/tinymoe/model.safetensors" in names and "harness_hf/session.py" in names
     assert not [name for name in names if name.startswith(("plugins/", "tests/", "tools/"))]
 

@@ -20,7 +20,7 @@ from harness import __version__
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, and nothing else, on stdout.")
 def doctor(pythons: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine and its interpreters can run, and what is missing."""
-    from harness.run import parse_pairs
+    from harness.plan import parse_pairs
 
     report = examine(dict(parse_pairs("--python", pythons)))
     click.echo(json.dumps(report, indent=1) if as_json else _text(report))
@@ -63,9 +63,11 @@ def _text(report: dict[str, Any]) -> str:
     what = (
         f"SM {device['sm']}, driver {device['driver']}"
         if device["sm"]
+        else "AWS Neuron"
+        if device["kind"] == "neuron"
         else " ".join(device["flags"]) or "no known vector flags"
     )
-    unit = "GPU" if device["kind"] == "cuda" else "cores"
+    unit = {"cuda": "GPU", "neuron": "Neuron devices"}.get(device["kind"], "cores")
     lines = [
         f"harness {report['harness']} at {report['installed_at']}",
         f"python {report['python']}",

@@ -7,6 +7,7 @@ import pytest
 
 from harness import device, models
 from harness.cells import Cell, Load, Setup
+from harness.engine import Sampling
 from harness.precision import NATIVE, Support
 from harness.testing import EngineConformance, LogitsConformance
 
@@ -29,6 +30,17 @@ class TestTrtllm(EngineConformance):
     @classmethod
     def load(cls, engine) -> Load:
         return load_for(engine, "perf")
+
+    def test_a_seed_draws_the_same_again_and_a_stop_token_ends_the_text_within_it(self, session):
+        drawn, again = (session.sample(self.prompts(), Sampling(8, temperature=1.5, seed=7)) for _ in range(2))
+        assert drawn == again != session.sample(self.prompts(), Sampling(8, temperature=1.5, seed=8))
+        stop = drawn[0][4]
+        stopped = session.sample(self.prompts(), Sampling(8, temperature=1.5, seed=7, stop=(stop,)))
+        assert stopped == [text[: text.index(stop) + 1] if stop in text else text for text in drawn]
+
+    def test_at_temperature_zero_the_likeliest_is_taken(self, session):
+        greedy = [response.token_ids for response in session.generate(self.prompts(), self.output_len).responses]
+        assert session.sample(self.prompts(), Sampling(self.output_len, temperature=0)) == greedy
 
 
 class TestTrtllmLogits(LogitsConformance):
@@ -55,4 +67,6 @@ def test_the_installed_version_takes_every_name_that_is_passed(workload):
     assert TorchLlmArgs(**chosen).kv_cache_config.enable_block_reuse is False
     assert set(lacking) <= arguments.OPTIONAL
     asked = ("ignore_eos", "detokenize", "return_perf_metrics", "return_context_logits", "return_generation_logits")
-    assert SamplingParams(end_id=0, max_tokens=1, **dict.fromkeys(asked, True)).end_id == 0
+    drawn = {"temperature": 0.6, "top_k": 0, "top_p": 0.9, "seed": 1, "stop_token_ids": [2]}
+    drawn["include_stop_str_in_output"] = True
+    assert SamplingParams(end_id=0, max_tokens=1, **drawn, **dict.fromkeys(asked, True)).end_id == 0

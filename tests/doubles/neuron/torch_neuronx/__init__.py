@@ -1,0 +1,1 @@
+"""A double of the part of torch-neuronx that names the platform."""
