@@ -21,6 +21,7 @@ class Model:
     path: str  # a folder or a hub id
     summary: str = ""
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)  # workload -> parameter -> value
+    config: dict[str, Any] | None = None  # what of its config.json is counted with; None: read the file
 
 
 @cache
@@ -33,9 +34,15 @@ def known() -> dict[str, Model]:
             path=str(DATA / row["folder"]) if "folder" in row else row["hub_id"],
             summary=row["summary"],
             defaults=row.get("defaults", {}),
+            config=row.get("config"),
         )
         for row in rows
     }
+
+
+def facts_of(text: str) -> dict[str, Any] | None:
+    """What is known here of the config.json of a hub id, or of a short name, in the file's own keys; else None."""
+    return _facts().get(text)
 
 
 def resolve(text: str) -> Model:
@@ -50,3 +57,8 @@ def resolve(text: str) -> Model:
         return Model(text, text)
     check_known("model", text, known())
     raise AssertionError("unreachable: check_known raises for an unknown name")
+
+
+@cache
+def _facts() -> dict[str, dict[str, Any]]:
+    return {key: model.config for model in known().values() if model.config for key in (model.name, model.path)}

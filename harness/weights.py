@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import Setup
+from harness.models import facts_of
 
 HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends and the size are hashed
 
@@ -64,9 +65,10 @@ def folder_of(model: str) -> Path:
 
 
 def config_of(model: str) -> dict[str, Any] | None:
-    """config.json of a folder or of a hub id in the local cache; None when there is none that can be read."""
+    """config.json of a folder or of a hub id in the local cache. Where there is none that can be read, what is known
+    here of that hub id's or short name's; else None."""
     try:
         config = json.loads((folder_of(model) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return facts_of(model)
     return config if isinstance(config, dict) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import NATIVE, PRECISIONS, UNSUPPORTED, WEIGHT_ONLY
 
 if TYPE_CHECKING:
-    from harness import Load, Session
+    from harness import Load, Session, Setup
     from harness.device import Device
 
 
@@ -22,6 +23,7 @@ def harness_register_engines() -> list[EngineSpec]:
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,
+            resolves=resolves,
             options=frozenset({"quantize", "tp", "ep", "moe_backend"}),
             install="make venv-vllm (in a checkout), or any environment with moe-harness and vllm, as --python vllm=PATH",
         )
@@ -31,6 +33,19 @@ def harness_register_engines() -> list[EngineSpec]:
 def support(precision: str, device: Device, version: str | None) -> Support:
     """What vLLM's own choice of kernels comes to (0.24 to 0.32). The session reads from the live model what it was."""
     return _on_cpu(precision, device) if device.kind == "cpu" else _on_cuda(precision, device.sm)
+
+
+def resolves(setup: Setup, device: Device, version: str | None) -> str | None:
+    """The MoE backend, as an option's value, that a setup comes to; None: not known.
+
+    `auto` is known on SM 90 without expert parallelism, where an H200 ran it (0.24) and vLLM's order of preference says
+    the same (0.32). That of per-tensor FP8 depends on whether FlashInfer has its kernels, so nothing is said of it."""
+    if setup.moe_backend != "auto":
+        return setup.moe_backend
+    release = re.match(r"0\.(\d+)", version or "")
+    if device.sm != 90 or setup.ep > 1 or not release or not 24 <= int(release[1]) <= 32:
+        return None
+    return {"bf16": "triton", "fp8_block": "triton", "nvfp4": "marlin"}.get(setup.precision)
 
 
 def _on_cpu(precision: str, device: Device) -> Support:
