@@ -28,6 +28,7 @@ class Setup:
     ep: int = 1
     moe_backend: str = "auto"
     disable_fusion: bool = False
+    skip_compile: bool = False  # of an engine that compiles ahead of time: use what is there, and only that
     trust_remote_code: bool = False
     seed: int = 0
 
@@ -53,8 +54,10 @@ class Cell:
 
     def key(self, engine_version: str | None, device: Device) -> str:
         """Name of its record: the same question on the same engine version and device overwrites its old answer."""
+        setup = to_json(self.setup)
+        del setup["skip_compile"]  # changes how long a load takes, and no result
         what = [
-            to_json(self.setup),
+            setup,
             self.workload,
             self.parameters,
             engine_version,

@@ -43,6 +43,10 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
     ),
     "run": ("harness.commands.run:run", "Measure a model on engines at precisions, and print one table."),
+    "sweep": (
+        "harness.commands.sweep:sweep",
+        "Measure every cell of a sweep file: a matrix of models, engines, precisions, parallelism and sizes.",
+    ),
     "validate": (
         "harness.commands.validate:validate",
         "Say how far engines and precisions lie from a baseline, and what is to blame.",

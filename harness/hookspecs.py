@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.engine import EngineSpec
     from harness.evaluation.flops import KernelFlopProvider
     from harness.kernels.taxonomy import KernelRules
+    from harness.launcher import LauncherSpec
     from harness.profiler import ProfilerSpec
     from harness.workload import WorkloadSpec
 
@@ -36,6 +37,11 @@ def harness_register_workloads() -> Iterable[WorkloadSpec]:
 @hookspec
 def harness_register_profilers() -> Iterable[ProfilerSpec]:
     """Profilers this plugin adds."""
+
+
+@hookspec
+def harness_register_launchers() -> Iterable[LauncherSpec]:
+    """Places to run workers that this plugin adds."""
 
 
 @hookspec

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.cells import InputFile
 from harness.errors import HarnessError, UsageError
 from harness.serde import from_json, to_json
 
@@ -60,6 +61,17 @@ def request_for(kind: str, model: str, parameters: Mapping[str, Any]) -> Request
     if kind == "windows":
         return Request(model, kind, parameters["num_chunks"], parameters["input_len"], parameters["dataset"])
     return Request(model, kind, parameters["batch_size"], parameters["input_len"])
+
+
+def made(request: Request, folder: Path, python: str) -> InputFile:
+    """The file of a request, or why there is none: a model that cannot be read, or no room. Raises UsageError."""
+    try:
+        path = prepare(request, folder.resolve(), python)
+        return InputFile(str(path), longest=max(map(len, read(path).ids)))
+    except UsageError:
+        raise
+    except (HarnessError, OSError) as error:
+        return InputFile(None, str(error))
 
 
 def prepare(request: Request, folder: Path, python: str) -> Path:

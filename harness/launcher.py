@@ -1,34 +1,29 @@
-"""Starts workers on this machine, one at a time, and turns whatever happens to them into an outcome per cell.
-
-Every worker has a supervisor, which kills it and all it started when it ends, hangs, or the user stops.
-"""
+"""The interface of launchers: where a load's worker runs, be it this machine or another. A hook registers specs."""
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from harness import device, failures
 from harness.cells import Cell, Load
 from harness.failures import Failure
-from harness.serde import to_json
 
-TICK_S = 0.2
-STOP_S = 10.0  # for the supervisor to kill what is left
-PROFILER_END_S = 600.0  # for a profiler to write down what it saw, after the worker's last word
-MEMORY_BACK_S = 30.0
-MEMORY_SLACK = 256 << 20  # bytes; another process may take a little meanwhile
+if TYPE_CHECKING:
+    from harness.device import Device
 
-OnEvent = Callable[[Load, dict[str, Any]], None]
+
+@dataclass(frozen=True)
+class Job:
+    """A load, and how its worker is started."""
+
+    load: Load
+    python: str  # the interpreter of its engine
+    log: Path  # both streams of the worker are added to it
+    timeout: float  # seconds the worker may go without any event, be it a load or an iteration
 
 
 @dataclass
@@ -44,161 +39,38 @@ class Outcome:
     load_seconds: float | None = None
 
 
-def run_load(load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> Iterator[tuple[Cell, Outcome]]:
-    """Measures every cell of a load. A cell that ends its worker costs only itself: the rest get another worker.
-
-    `timeout`: seconds a worker may go without any event, be it a load or an iteration.
-    """
-    left = list(load.cells)
-    while left:
-        worker = _Worker(load.only(left), python, log, timeout, on_event)
-        try:
-            for cell, outcome in worker.outcomes():
-                left.remove(cell)
-                yield cell, outcome
-        finally:
-            worker.stop()
-        if worker.failure is None:
-            return
-        for cell in worker.lost():
-            left.remove(cell)
-            yield cell, Outcome(worker.failure, worker.log_tail(), worker.facts, load_seconds=worker.load_seconds)
+class Stopped(Exception):
+    """The user stops: raised by a launcher in the middle of a job, when nothing of it runs any more."""
 
 
-def run_profiler(load: Load, python: str, log: Path, timeout: float, on_event: OnEvent) -> str | None:
-    """The extra pass of one cell, in a worker that its profiler starts. Returns what went wrong, or None."""
-    worker = _Worker(load, python, log, timeout, on_event, "profile")
-    try:
-        for _ in worker.outcomes():
-            pass
-    finally:
-        worker.stop()
-    return worker.failure and f"{worker.failure.failure_class}: {worker.failure.message}"
+@dataclass(frozen=True)
+class Control:
+    """What a launcher is given beside its job."""
+
+    tell: Callable[[Load, dict[str, Any]], None]  # every event of a worker; may be called from any thread
+    stop: threading.Event  # set: end what runs, and raise Stopped
 
 
-class _Worker:
-    """One process and its events. `what`: arguments of harness.worker."""
+class Launcher(Protocol):
+    """Open for the length of a run. Its methods are called from `slots` threads at once, a job in each."""
 
-    def __init__(self, load: Load, python: str, log: Path, timeout: float, on_event: OnEvent, *what: str) -> None:
-        self.load, self.timeout, self.on_event, self.log = load, timeout, on_event, log
-        self._end_s = PROFILER_END_S if what else STOP_S / 2
-        self.facts: dict[str, Any] = {}
-        self.weights: str | None = None
-        self.load_seconds: float | None = None
-        self.failure: Failure | None = None
-        self._loaded = self._done = False
-        self._measured: list[Cell] = []
-        self._under_way: Cell | None = None
-        self._memory_before = device.gpu_memory_used()
-        self._oom_kills = failures.oom_kill_count()
-        self._folder = tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
-        self._events, write_end = os.pipe()
-        with log.open("ab") as output:
-            self._log_start = output.tell()  # an earlier worker of this load wrote what is before
-            self._process = subprocess.Popen(
-                [python, "-m", "harness.worker", str(write_end), *what],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=(write_end,),
-                cwd=self._folder.name,
-                env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
-                start_new_session=True,
-            )
-        os.close(write_end)
-        try:
-            self._process.stdin.write(json.dumps(to_json(load)).encode() + b"\n")
-            self._process.stdin.flush()  # and stays open: it is the worker's lifeline
-        except BrokenPipeError:
-            pass  # it died at once; its exit status says why
+    slots: int
 
-    def outcomes(self) -> Iterator[tuple[Cell, Outcome]]:
-        """Measured cells, as they come. Afterwards `failure` says why the worker ended early, or is None."""
-        for event in self._read_events():
-            self.on_event(self.load, event)
-            match event["event"]:
-                case "loaded":
-                    self._loaded, self.facts, self.load_seconds = True, event["facts"], event["load_seconds"]
-                    self.weights = event["weights"]
-                case "started":
-                    self._under_way = self.load.cells[event["cell"]]
-                case "measured":
-                    cell, self._under_way = self._under_way, None
-                    self._measured.append(cell)
-                    yield (
-                        cell,
-                        Outcome(
-                            facts=event["facts"],
-                            results=event["results"],
-                            conditions=event["conditions"],
-                            weights=self.weights,
-                            load_seconds=self.load_seconds,
-                        ),
-                    )
-                case "failed":
-                    self.failure = Failure(event["failure_class"], event["message"])
-                    return
-                case "done":
-                    self._done = True
-                    return
+    def run(self, job: Job, control: Control) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell of the job with what became of it, as they come. A failure is an outcome, never an exception."""
 
-    def lost(self) -> list[Cell]:
-        """Cells that this worker's failure took along: all when the engine never stood, else the one under way."""
-        if not self._loaded:
-            return list(self.load.cells)
-        if self._under_way is None and not self._measured:  # it died between two events; do not try for ever
-            return [self.load.cells[0]]
-        return [self._under_way] if self._under_way else []
+    def profile(self, job: Job, control: Control) -> str | None:
+        """The extra pass of a job of one cell, whose profiler starts its process itself. Returns what went wrong."""
 
-    def _read_events(self) -> Iterator[dict[str, Any]]:
-        buffer, deadline = b"", time.monotonic() + self.timeout
-        while True:
-            ready, _, _ = select.select([self._events], [], [], TICK_S)
-            chunk = os.read(self._events, 1 << 16) if ready else None
-            if chunk:
-                deadline = time.monotonic() + self.timeout
-                *lines, buffer = (buffer + chunk).split(b"\n")
-                for line in lines:
-                    yield json.loads(line)
-            elif chunk == b"" or self._process.poll() is not None and not ready:
-                status = self._exit_status()
-                kills = failures.oom_kill_count() - self._oom_kills
-                self.failure = failures.of_exit(status, self.log_tail(), kills)
-                return
-            elif time.monotonic() > deadline:
-                what = "measuring" if self._loaded else "loading"
-                self.failure = Failure("timeout", f"nothing heard for {self.timeout:g} s while {what}")
-                return
 
-    def log_tail(self) -> str:
-        return failures.tail(self.log, self._log_start)
+@dataclass(frozen=True)
+class LauncherSpec:
+    """A row of `harness list launchers`."""
 
-    def _exit_status(self) -> int:
-        """Of a worker that closed its channel; one that lives on without it is killed."""
-        try:
-            return self._process.wait(timeout=self._end_s)
-        except subprocess.TimeoutExpired:
-            self._process.stdin.close()  # the supervisor's sign
-            return self._process.wait()
-
-    def stop(self) -> None:
-        """Ends the worker and whatever it started, and waits until its GPU memory is back."""
-        if self._done:
-            self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
-        self._process.stdin.close()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # the group is gone, as it should be
-            pass
-        self._process.wait()
-        os.close(self._events)
-        self._folder.cleanup()
-        deadline = time.monotonic() + MEMORY_BACK_S
-        while self._memory_before is not None and time.monotonic() < deadline:
-            if device.gpu_memory_used() <= self._memory_before + MEMORY_SLACK:
-                return
-            time.sleep(TICK_S)
+    name: str
+    summary: str
+    # Given the device a plan was made for, how many jobs may run at once, and what the user said with --launcher-option.
+    # Raises UsageError.
+    open: Callable[[Device, int, Mapping[str, str]], AbstractContextManager[Launcher]]
+    # The device of the machines it reaches, as far as a plan can know it; None: that of this machine.
+    device: Callable[[Mapping[str, str]], Device] | None = None

@@ -6,40 +6,184 @@ A cell that cannot be measured is decided here, with its reason, before any proc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from harness import device, interpreters, models, plugins, profiling
 from harness import precision as modes
 from harness.cells import Cell, Load, Setup
 from harness.device import Device
-from harness.engine import EngineSpec, support_of
-from harness.precision import Support
+from harness.engine import support_of
+from harness.errors import UsageError
+from harness.interpreters import Environment
+from harness.names import check_known
+from harness.precision import PRECISIONS, Support
 from harness.preflight import broken_rule
+from harness.profiler import ProfilerSpec
+from harness.schedule import Policy
 from harness.workload import WorkloadSpec
 
 
-def make_cells(
-    setups: Iterable[Setup],
-    workloads: Sequence[WorkloadSpec],
-    given: Mapping[str, Sequence[Any]],
-    model_defaults: Mapping[str, Mapping[str, Any]],
-    engines: Mapping[str, EngineSpec],
-    versions: Mapping[str, str | None],
-    device: Device,
-) -> list[Cell]:
-    """Every setup x workload x parameter value. `given` holds the options the user typed, each as a list of values;
-    a parameter not typed takes the model's default, then the workload's."""
+@dataclass(frozen=True)
+class Options:
+    """What was asked. Lists are axes: every combination is a cell."""
+
+    engines: tuple[str, ...] = ("hf",)
+    models: tuple[str, ...] = (models.DEFAULT,)
+    precisions: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
+    workloads: tuple[str, ...] = ("perf", "ppl")
+    parameters: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # only those the user gave
+    checkpoints: dict[str, str] = field(default_factory=dict)  # precision -> folder or hub id
+    pythons: dict[str, str] = field(default_factory=dict)  # engine -> interpreter
+    output_dir: Path = Path("benchmark_results")
+    weights: str = "real"
+    quantize: str = "experts"
+    tp: tuple[int, ...] = (1,)
+    ep: tuple[int, ...] = (1,)
+    moe_backends: tuple[str, ...] = ("auto",)
+    disable_fusion: bool = False
+    skip_compile: bool = False
+    trust_remote_code: bool = False
+    timeout: float = 3600.0
+    profiler: str | None = None
+    launcher: str = "local"
+    launcher_options: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 1  # loads at once
+    policy: Policy = Policy()
+    resume: bool = False  # cells that were measured before are left as they are
+    device: Device | None = None  # to plan for another machine than this; never to run
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a plan stands on: plugins, the device, and the environment of each engine it may use."""
+
+    registry: plugins.Registry
+    device: Device
+    environments: Mapping[str, Environment]
+
+    def version(self, engine: str) -> str | None:
+        """Of the engine's own distribution."""
+        return self.environments[engine].version
+
+
+@dataclass
+class Plan:
+    """What will be done, and with what. Nothing has been started and nothing written."""
+
+    ground: Ground
+    cells: list[Cell]
+    profiler: ProfilerSpec | None = None  # None: nothing is profiled
+
+    def key(self, cell: Cell) -> str:
+        return cell.key(self.ground.version(cell.setup.engine), self.ground.device)
+
+
+def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
+    """Checks every name and finds every interpreter. Raises UsageError before any worker exists."""
+    ground = stand(options.engines, options)
+    registry = ground.registry
+    for environment in ground.environments.values():
+        if environment.problem:
+            raise UsageError(environment.problem)
+    for name in itertools.chain(options.precisions, options.checkpoints):
+        check_known("precision", name, PRECISIONS)
+    workloads = [registry.workloads[check_known("workload", name, registry.workloads)] for name in options.workloads]
+    chosen_models = [models.resolve(text) for text in options.models]
+    profiler = find_profiler(ground, options.profiler, options.engines, warn)
     cells = []
-    for setup, workload in itertools.product(setups, workloads):
-        engine = engines[setup.engine]
-        support = support_of(engine, setup.precision, device, versions[setup.engine])
-        values = {**workload.parameters, **model_defaults.get(workload.name, {})}
-        axes = [given.get(name, [value]) for name, value in values.items()]
-        for combination in itertools.product(*axes):
-            parameters = dict(zip(values, combination))
-            skip = _skip_reason(setup, workload, parameters, engine, support, device)
-            cells.append(Cell(setup, workload.name, parameters, support, skip))
-    return cells
+    for model in chosen_models:
+        setups = [
+            Setup(
+                engine=engine,
+                model=model.name,
+                path=model.path,
+                precision=precision,
+                weights=options.weights,
+                checkpoint=find_checkpoint(ground, warn, options.checkpoints.get(precision), model.path, precision),
+                quantize=options.quantize,
+                tp=tp,
+                ep=ep,
+                moe_backend=moe_backend,
+                disable_fusion=options.disable_fusion,
+                skip_compile=options.skip_compile,
+                trust_remote_code=options.trust_remote_code,
+            )
+            for engine, tp, ep, moe_backend, precision in itertools.product(
+                options.engines, options.tp, options.ep, options.moe_backends, options.precisions
+            )
+        ]
+        for setup, workload in itertools.product(setups, workloads):
+            axes = {name: values for name, values in options.parameters.items() if name in workload.parameters}
+            for values in itertools.product(*axes.values()):
+                cells.append(make_cell(ground, setup, workload, dict(zip(axes, values)), model.defaults))
+    return Plan(ground, cells, profiler)
+
+
+def stand(engines: Iterable[str], options: Options) -> Ground:
+    """Raises UsageError for an engine, a launcher or an interpreter that is not there."""
+    registry = plugins.discover()
+    chosen = [registry.engines[check_known("engine", name, registry.engines)] for name in engines]
+    for name in options.pythons:
+        check_known("engine", name, registry.engines)
+    launcher = registry.launchers[check_known("launcher", options.launcher, registry.launchers)]
+    environments = {engine.name: interpreters.look(engine, options.pythons) for engine in chosen}
+    if options.device:  # what would be there: its engines, too
+        there = {name: replace(environment, problem=None) for name, environment in environments.items()}
+        return Ground(registry, options.device, there)
+    here = launcher.device(options.launcher_options) if launcher.device else device.detect()
+    if here.kind == "cpu":
+        here = replace(here, count=max(here.count // options.workers, 1))  # workers share the cores out
+    return Ground(registry, here, environments)
+
+
+def make_cell(
+    ground: Ground,
+    setup: Setup,
+    workload: WorkloadSpec,
+    given: Mapping[str, Any],
+    model_defaults: Mapping[str, Mapping[str, Any]],
+) -> Cell:
+    """`given` holds what the user said; a parameter not said takes the model's default, then the workload's."""
+    engine = ground.registry.engines[setup.engine]
+    support = support_of(engine, setup.precision, ground.device, ground.version(setup.engine))
+    parameters = {**workload.parameters, **model_defaults.get(workload.name, {})}
+    parameters |= {name: value for name, value in given.items() if name in parameters}
+    skip = _skip_reason(ground, setup, workload, parameters, support)
+    return Cell(setup, workload.name, parameters, support, skip)
+
+
+def find_profiler(
+    ground: Ground, name: str | None, engines: Iterable[str], warn: Callable[[str], None]
+) -> ProfilerSpec | None:
+    """None, with a warning, where it cannot see these engines here."""
+    if not name:
+        return None
+    registry = ground.registry
+    profiler = registry.profilers[check_known("profiler", name, registry.profilers)]
+    why_not = profiling.problem(profiler, [registry.engines[engine] for engine in engines], ground.device)
+    if why_not:
+        warn(f"nothing is profiled: {why_not}")
+    return None if why_not else profiler
+
+
+def find_checkpoint(
+    ground: Ground, warn: Callable[[str], None], given: str | None, model: str, precision: str
+) -> str | None:
+    """The one given, as an absolute folder or a hub id; else what a plugin knows of. `model`: a folder or hub id."""
+    if given is not None:
+        is_folder = given.startswith((".", "~", "/")) or os.path.exists(given)
+        return str(Path(given).expanduser().resolve()) if is_folder else given
+    hook = "harness_resolve_checkpoint"
+    for plugin, answer in plugins.ask(ground.registry, warn, hook, model=model, precision=precision):
+        if isinstance(answer, str):
+            return answer
+        if answer is not None:
+            warn(f"plugin {plugin}: {hook} must return a folder, a hub id or None, got {answer!r}")
+    return None
 
 
 def make_loads(cells: Iterable[Cell]) -> list[Load]:
@@ -51,20 +195,30 @@ def make_loads(cells: Iterable[Cell]) -> list[Load]:
     return [Load(setup, tuple(group), group[0].support.mode) for setup, group in groups.items()]
 
 
+def parse_pairs(option: str, pairs: Sequence[str]) -> Mapping[str, str]:
+    """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=` or two values."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UsageError(f"{option} {pair}: expected NAME=VALUE")
+        name, value = pair.split("=", 1)
+        if found.setdefault(name, value) != value:
+            raise UsageError(f"{option}: two values for {name}, {found[name]} and {value}; one run takes one of them")
+    return found
+
+
 def _skip_reason(
-    setup: Setup,
-    workload: WorkloadSpec,
-    parameters: Mapping[str, Any],
-    engine: EngineSpec,
-    support: Support,
-    device: Device,
+    ground: Ground, setup: Setup, workload: WorkloadSpec, parameters: Mapping[str, Any], support: Support
 ) -> str | None:
+    engine, here = ground.registry.engines[setup.engine], ground.device
+    if problem := ground.environments[engine.name].problem:
+        return problem
     if support.mode == modes.UNSUPPORTED:
         return support.reason
     if workload.needs not in engine.capabilities:
         return f"{engine.name} lacks the capability {workload.needs!r}, which {workload.name} needs"
     if workload.measures == "speed" and support.mode == modes.EMULATED:
-        return f"emulated on {device.label}: its accuracy is that of {setup.precision}, its speed would mean nothing"
+        return f"emulated on {here.label}: its accuracy is that of {setup.precision}, its speed would mean nothing"
     if workload.measures == "accuracy" and setup.weights == "dummy":
         return "dummy weights have no accuracy"
     for option, value, default in (
@@ -72,9 +226,10 @@ def _skip_reason(
         ("ep", setup.ep, 1),
         ("moe_backend", setup.moe_backend, "auto"),
         ("disable_fusion", setup.disable_fusion, False),
+        ("skip_compile", setup.skip_compile, False),
     ):
         if value != default and option not in engine.options:
             return f"{engine.name} has no --{option.replace('_', '-')} (asked for {value})"
-    if max(setup.tp, setup.ep) > device.count and device.kind == "cuda":
-        return f"needs {max(setup.tp, setup.ep)} GPUs, {device.count} here"
-    return broken_rule(setup, parameters, support.mode)
+    if max(setup.tp, setup.ep) > here.count and here.kind == "cuda":
+        return f"needs {max(setup.tp, setup.ep)} GPUs, {here.count} here"
+    return broken_rule(setup, parameters, support.mode, here)

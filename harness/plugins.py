@@ -19,6 +19,7 @@ from harness import hookspecs
 from harness.engine import EngineSpec
 from harness.evaluation.flops import KernelFlopProvider
 from harness.kernels.taxonomy import KernelRules, Rule
+from harness.launcher import LauncherSpec
 from harness.profiler import ProfilerSpec
 from harness.workload import WorkloadSpec
 
@@ -27,11 +28,13 @@ BUILTIN = (
     "harness.evaluation.hlo",
     "harness.evaluation.traced",
     *(f"harness.profilers.{name}" for name in ("torch", "nsys")),
+    "harness.launchers.local",
 )
 KINDS = {
     "engines": EngineSpec,
     "workloads": WorkloadSpec,
     "profilers": ProfilerSpec,
+    "launchers": LauncherSpec,
     "kernel_rules": KernelRules,
     "kernel_flop_providers": KernelFlopProvider,
 }
@@ -55,6 +58,7 @@ class Registry:
     engines: dict[str, EngineSpec] = field(default_factory=dict)
     workloads: dict[str, WorkloadSpec] = field(default_factory=dict)
     profilers: dict[str, ProfilerSpec] = field(default_factory=dict)
+    launchers: dict[str, LauncherSpec] = field(default_factory=dict)
     kernel_rules: dict[str, KernelRules] = field(default_factory=dict)
     kernel_flop_providers: dict[str, KernelFlopProvider] = field(default_factory=dict)
     plugins: list[Plugin] = field(default_factory=list)

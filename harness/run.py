@@ -1,64 +1,34 @@
-"""One run, from options to records: plan, token ids, one worker after another, records and ledger."""
+"""A run, from its plan to records: token ids, workers by a launcher, records as they come, ledger.
+
+Workers are waited for in threads; whatever comes of them is done in the thread that called, one thing after another.
+"""
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from harness import device, inputs, interpreters, launcher, ledger, models, plugins, profiling, records, roofline
-from harness.cells import Cell, InputFile, Load, Setup
-from harness.engine import EngineSpec
-from harness.errors import HarnessError, UsageError
-from harness.interpreters import Environment
-from harness.launcher import OnEvent
-from harness.names import check_known
-from harness.plan import make_cells, make_loads
-from harness.precision import PRECISIONS
-from harness.profiler import ProfilerSpec
+from harness import inputs, ledger, plugins, profiling, records, roofline, stats
+from harness.cells import Cell, InputFile, Load
+from harness.launcher import Control, Job, Launcher, Outcome, Stopped
+from harness.plan import Options, Plan, make_loads
 from harness.records import OutputFolder, Record
+from harness.schedule import MEASURED, Claims, Policy, Turn, following
 from harness.weights import config_of
 
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked. Lists are axes: every combination is a cell."""
-
-    engines: tuple[str, ...] = ("hf",)
-    models: tuple[str, ...] = (models.DEFAULT,)
-    precisions: tuple[str, ...] = ("bf16", "fp8", "nvfp4")
-    workloads: tuple[str, ...] = ("perf", "ppl")
-    parameters: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # only those the user gave
-    checkpoints: dict[str, str] = field(default_factory=dict)  # precision -> folder or hub id
-    pythons: dict[str, str] = field(default_factory=dict)  # engine -> interpreter
-    output_dir: Path = Path("benchmark_results")
-    weights: str = "real"
-    quantize: str = "experts"
-    tp: tuple[int, ...] = (1,)
-    ep: tuple[int, ...] = (1,)
-    moe_backends: tuple[str, ...] = ("auto",)
-    disable_fusion: bool = False
-    trust_remote_code: bool = False
-    timeout: float = 3600.0
-    profiler: str | None = None
-
-
-@dataclass
-class Plan:
-    """What will be done, and with what. Nothing has been started and nothing written."""
-
-    registry: plugins.Registry
-    device: device.Device
-    cells: list[Cell]
-    pythons: dict[str, str]
-    versions: dict[str, str | None]  # engine -> version of the engine's own distribution
-    profiler: ProfilerSpec | None = None  # None: nothing is profiled
-
-    def key(self, cell: Cell) -> str:
-        return cell.key(self.versions[cell.setup.engine], self.device)
+OnEvent = Callable[[Load, dict[str, Any]], None]
+Warn = Callable[[str], None]
+POLL_S = 0.5  # where another run on the same folder measures all that is left
 
 
 @dataclass
@@ -74,134 +44,238 @@ class Result:
         return 1 if self.problems or any(record["status"] == "failed" for record in self.records) else 0
 
 
-def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
-    """Checks every name and finds every interpreter. Raises UsageError before any worker exists."""
-    registry = plugins.discover()
-    engines = [_engine(registry, name) for name in options.engines]
-    for name in itertools.chain(options.precisions, options.checkpoints):
-        check_known("precision", name, PRECISIONS)
-    workloads = [registry.workloads[check_known("workload", name, registry.workloads)] for name in options.workloads]
-    profiler = options.profiler and registry.profilers[check_known("profiler", options.profiler, registry.profilers)]
-    for name in options.pythons:
-        check_known("engine", name, registry.engines)
-    chosen_models = [models.resolve(text) for text in options.models]
-    environments = {engine.name: _environment(engine, options.pythons) for engine in engines}
-    versions = {name: environment.version for name, environment in environments.items()}
-    here = device.detect()
-    if profiler and (why_not := profiling.problem(profiler, engines, here)):
-        warn(f"nothing is profiled: {why_not}")
-        profiler = None
-    cells = []
-    for model in chosen_models:
-        setups = [
-            Setup(
-                engine=engine,
-                model=model.name,
-                path=model.path,
-                precision=precision,
-                weights=options.weights,
-                checkpoint=_checkpoint(registry, warn, options, model, precision),
-                quantize=options.quantize,
-                tp=tp,
-                ep=ep,
-                moe_backend=moe_backend,
-                disable_fusion=options.disable_fusion,
-                trust_remote_code=options.trust_remote_code,
-            )
-            for engine, tp, ep, moe_backend, precision in itertools.product(
-                options.engines, options.tp, options.ep, options.moe_backends, options.precisions
-            )
-        ]
-        cells += make_cells(setups, workloads, options.parameters, model.defaults, registry.engines, versions, here)
-    pythons = {name: environment.python for name, environment in environments.items()}
-    return Plan(registry, here, cells, pythons, versions, profiler)
-
-
-def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Callable[[str], None]) -> Result:
+def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Warn) -> Result:
     """Measures every cell of the plan. After Ctrl-C what was finished is kept and no worker is left."""
-    folder = OutputFolder(options.output_dir)
-    result = Result([], [])
-    kept: dict[str, Record] = {}
-    profiled: list[tuple[Cell, Path]] = []  # and the path of the profile, without suffix
+    spec = plan.ground.registry.launchers[options.launcher]
+    with spec.open(plan.ground.device, options.workers, options.launcher_options) as launcher:
+        return _Run(plan, options, launcher, on_event, warn).result()
 
-    def keep(cell: Cell, record: Record) -> None:
-        kept[plan.key(cell)] = record
+
+def is_done(plan: Plan, options: Options, folder: OutputFolder, cell: Cell) -> bool:
+    """Whether an earlier run, or one beside this, measured it with as many rounds as are asked for now."""
+    key, policy = plan.key(cell), options.policy
+    if not options.resume or folder.status(key) not in MEASURED:
+        return False
+    if policy.rounds == 1 or not _is_speed(cell):
+        return True
+    record = folder.read(key)
+    rounds = len((record or {}).get("rounds") or ())
+    return rounds >= policy.max_rounds or record is not None and not _wants_more(policy, record)
+
+
+class _Run:
+    """What is known while a run goes on. Everything but `_work` happens in one thread."""
+
+    def __init__(self, plan: Plan, options: Options, launcher: Launcher, on_event: OnEvent, warn: Warn) -> None:
+        self.plan, self.options, self.launcher, self.on_event, self.warn = plan, options, launcher, on_event, warn
+        self.folder = OutputFolder(options.output_dir)
+        self.id = uuid.uuid4().hex[:12]  # rounds of one run were measured in turns
+        self.problems: list[str] = []
+        self.kept: dict[str, Record] = {}
+        self.turns: deque[Turn] = deque()
+        self.under_way: list[Turn] = []
+        self.profiled: list[tuple[Cell, Path]] = []  # and the path of the profile, without suffix
+        self.inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.stop = threading.Event()
+
+    def result(self) -> Result:
+        was_interrupted = False
+        with closing(Claims(self.folder.root / ".claims")) as self.claims:
+            try:
+                self._measure()
+            except KeyboardInterrupt:
+                was_interrupted = True
+                self._interrupted()
         try:
-            folder.write(record)
+            ledger.rebuild(self.folder)
         except OSError as error:
-            result.problems.append(f"record of {_words(cell)} not written: {error}")
+            self.problems.append(f"ledger not written: {error}")
+        keys = dict.fromkeys(map(self.plan.key, self.plan.cells))
+        found = (self.kept.get(key) or self._on_disk(key) for key in keys)
+        return Result([record for record in found if record], self.problems, was_interrupted)
 
-    def tell(cell: Cell) -> None:
-        _notify(plan.registry, warn, "harness_cell_finished", record=kept[plan.key(cell)])
-
-    def heard(load: Load, event: dict[str, Any]) -> None:
-        if event["event"] == "profiled":
-            profiled.append((load.cells[event["cell"]], Path(load.profiles[event["cell"]])))
-        if event["event"] == "profile_failed":
-            result.problems.append(f"no profile of {_words(load.cells[event['cell']])}: {event['message']}")
-        on_event(load, event)
-
-    under_way: Load | None = None
-    try:
-        for cell in plan.cells:
+    def _measure(self) -> None:
+        for cell in self.plan.cells:
             if cell.skip:
-                keep(cell, records.make(cell, None, plan.versions[cell.setup.engine], plan.device))
-                tell(cell)
-        files = _prepare_inputs(plan, folder)
-        for under_way in make_loads(plan.cells):
-            load = replace(under_way, inputs=tuple(files[id(cell)] for cell in under_way.cells))
-            name = f"{load.setup.engine}_{load.setup.model}_{load.setup.config}_{load.setup.precision}_{plan.key(load.cells[0])}"
-            if plan.profiler:
-                load = profiling.with_profiles(load, plan.profiler, folder, map(plan.key, load.cells), plan.device)
-            _notify(plan.registry, warn, "harness_load_started", load=load)
-            log = folder.log(name)
+                self._keep(cell, records.make(cell, None, self._version(cell), self.plan.ground.device))
+                self._tell(cell)
+        to_do = [cell for cell in self.plan.cells if not cell.skip and not self._is_done(cell)]
+        files = _prepare_inputs(self.plan, to_do, self.folder)
+        for load in make_loads(to_do):
+            self.turns.append(Turn(replace(load, inputs=tuple(files[id(cell)] for cell in load.cells))))
+        with ThreadPoolExecutor(self.launcher.slots) as pool:
+            try:
+                while self.turns or self.under_way:
+                    self._start_turns(pool)
+                    if self.under_way:
+                        self.inbox.get()()
+                    else:
+                        time.sleep(POLL_S)
+            except BaseException:
+                self.stop.set()
+                raise
+
+    def _start_turns(self, pool: ThreadPoolExecutor) -> None:
+        """As many as there are slots for. A turn whose cells another run is at goes to the end."""
+        for _ in range(len(self.turns)):
+            if len(self.under_way) == self.launcher.slots:
+                return
+            turn = self.turns.popleft()
+            if not self.claims.take(map(self.plan.key, turn.load.cells)):
+                self.turns.append(turn)
+                continue
+            if left := [cell for cell in turn.load.cells if turn.round or not self._is_done(cell)]:
+                turn = replace(turn, load=turn.load.only(left))
+                self.under_way.append(turn)
+                pool.submit(self._work, turn, self._job(turn))
+
+    def _job(self, turn: Turn) -> Job:
+        load = turn.load
+        setup = load.setup
+        name = f"{setup.engine}_{setup.model}_{setup.config}_{setup.precision}_{self.plan.key(load.cells[0])}"
+        if self.plan.profiler and turn.round == 0:
+            load = profiling.with_profiles(
+                load, self.plan.profiler, self.folder, map(self.plan.key, load.cells), self.plan.ground.device
+            )
+        _notify(self.plan.ground.registry, self.warn, "harness_load_started", load=load)
+        log = self.folder.log(name)
+        if turn == replace(turn, round=0, attempt=0):
             log.unlink(missing_ok=True)
-            how = (plan.pythons[load.setup.engine], log, options.timeout, heard)
-            for cell, outcome in launcher.run_load(load, *how):
-                record = records.make(cell, outcome, plan.versions[cell.setup.engine], plan.device)
-                keep(cell, {**record, **_roofline(record, load)})
-                if not plan.profiler:
-                    tell(cell)
-            if plan.profiler:
-                for cell in _to_profile_apart(plan, load, kept):
-                    if failure := launcher.run_profiler(load.only([cell]), *how):
-                        result.problems.append(f"no profile of {_words(cell)}: {failure}")
-                for cell, path in profiled:
-                    record = kept[plan.key(cell)]
-                    keep(cell, profiling.added(record, path, plan.profiler.name, plan.registry.rules, folder.root))
-                profiled.clear()
-                for cell in load.cells:
-                    tell(cell)
-    except KeyboardInterrupt:
-        result.was_interrupted = True
-        for cell in under_way.cells if under_way else ():
-            is_new = plan.key(cell) not in kept
+        return Job(load, self.plan.ground.environments[setup.engine].python, log, self.options.timeout)
+
+    def _work(self, turn: Turn, job: Job) -> None:
+        """In a thread of its own: what comes of the job goes into the inbox."""
+        control = Control(lambda load, event: self.inbox.put(partial(self._heard, load, event)), self.stop)
+        try:
+            measured = []
+            for cell, outcome in self.launcher.run(job, control):
+                measured += [cell] if outcome.failure is None else []
+                self.inbox.put(partial(self._measured, turn, cell, outcome))
+            for cell in self._to_profile_apart(job, measured):
+                failure = self.launcher.profile(replace(job, load=job.load.only([cell])), control)
+                if failure:
+                    self.inbox.put(partial(self.problems.append, f"no profile of {_words(cell)}: {failure}"))
+            self.inbox.put(partial(self._ended, turn, job))
+        except Stopped:
+            pass
+        except BaseException as error:  # of ours: told where a person can see it
+            self.inbox.put(partial(_raise, error))
+
+    def _heard(self, load: Load, event: dict[str, Any]) -> None:
+        if event["event"] == "profiled":
+            self.profiled.append((load.cells[event["cell"]], Path(load.profiles[event["cell"]])))
+        if event["event"] == "profile_failed":
+            self.problems.append(f"no profile of {_words(load.cells[event['cell']])}: {event['message']}")
+        self.on_event(load, event)
+
+    def _measured(self, turn: Turn, cell: Cell, outcome: Outcome) -> None:
+        record = records.make(cell, outcome, self._version(cell), self.plan.ground.device)
+        if record["status"] in MEASURED and _is_speed(cell):
+            record = self._with_round(turn, cell, record)
+            record |= _roofline(record, turn.load)
+        elif turn.round:  # a later round that failed costs itself, not what was measured before
+            self.problems.append(f"round {turn.round + 1} of {_words(cell)}: {record['failure']}")
+            return
+        self._keep(cell, record)
+        if not self.plan.profiler:
+            self._tell(cell)
+
+    def _ended(self, turn: Turn, job: Job) -> None:
+        cells = {self.plan.key(cell): cell for cell in turn.load.cells}
+        if self.plan.profiler:
+            for cell, path in self.profiled:
+                if (key := self.plan.key(cell)) in cells:
+                    rules, root = self.plan.ground.registry.rules, self.folder.root
+                    self._keep(cell, profiling.added(self.kept[key], path, self.plan.profiler.name, rules, root))
+            self.profiled = [each for each in self.profiled if self.plan.key(each[0]) not in cells]
+            for cell in cells.values():
+                self._tell(cell)
+        self.under_way.remove(turn)
+        self.claims.release(cells)
+        policy = self.options.policy
+        found = [(cell, self.kept[key]) for key, cell in cells.items()]
+        self.turns.extend(following(turn, policy, found, self._wants_more))
+        if policy.fail_fast and any(record["status"] == "failed" for _, record in found):
+            if self.turns:
+                self.problems.append(f"stopped at the first failure: {len(self.turns)} loads were not started")
+            self.turns.clear()
+
+    def _with_round(self, turn: Turn, cell: Cell, record: Record) -> Record:
+        """With the rounds before it, if any, and what all of them say."""
+        one = {
+            "iterations": len(record["raw"]["latency_ns"]),
+            "started_at": record["written_at"],
+            "sweep": self.id,
+            "round": turn.round,
+            "telemetry": None,
+        }
+        record = {**record, "rounds": [one]}
+        if turn.round:
+            before = self.kept[self.plan.key(cell)]
+            try:
+                record = stats.merged([before, record])
+            except ValueError as error:
+                self.problems.append(f"round {turn.round + 1} of {_words(cell)} was not added: {error}")
+                return before
+        found = stats.statistics(record)
+        return {**record, "statistics": found, "noise": stats.problems(found)}
+
+    def _wants_more(self, cell: Cell, record: Record) -> bool:
+        return _is_speed(cell) and _wants_more(self.options.policy, record)
+
+    def _interrupted(self) -> None:
+        """Workers have ended. What had come of them is kept; what was under way is recorded as interrupted."""
+        while not self.inbox.empty():
+            self.inbox.get()()
+        for cell in (cell for turn in self.under_way for cell in turn.load.cells):
+            is_new = self.plan.key(cell) not in self.kept
             if is_new:
-                keep(cell, records.interrupted(cell, plan.versions[cell.setup.engine], plan.device))
-            if is_new or plan.profiler:
-                tell(cell)
-    try:
-        ledger.rebuild(folder)
-    except OSError as error:
-        result.problems.append(f"ledger not written: {error}")
-    result.records = [kept[key] for key in dict.fromkeys(map(plan.key, plan.cells)) if key in kept]
-    return result
+                self._keep(cell, records.interrupted(cell, self._version(cell), self.plan.ground.device))
+            if is_new or self.plan.profiler:
+                self._tell(cell)
+
+    def _keep(self, cell: Cell, record: Record) -> None:
+        self.kept[self.plan.key(cell)] = record
+        try:
+            self.folder.write(record)
+        except OSError as error:
+            self.problems.append(f"record of {_words(cell)} not written: {error}")
+
+    def _tell(self, cell: Cell) -> None:
+        _notify(self.plan.ground.registry, self.warn, "harness_cell_finished", record=self.kept[self.plan.key(cell)])
+
+    def _is_done(self, cell: Cell) -> bool:
+        return is_done(self.plan, self.options, self.folder, cell)
+
+    def _on_disk(self, key: str) -> Record | None:
+        return self.folder.read(key) if self.options.resume else None
+
+    def _version(self, cell: Cell) -> str | None:
+        return self.plan.ground.version(cell.setup.engine)
+
+    def _to_profile_apart(self, job: Job, measured: list[Cell]) -> Iterator[Cell]:
+        """Measured cells whose profiler starts a worker of its own."""
+        if job.load.profiles and self.plan.profiler.command:
+            yield from (cell for cell in measured if self.plan.ground.registry.workloads[cell.workload].run_once)
 
 
-def _to_profile_apart(plan: Plan, load: Load, kept: Mapping[str, Record]) -> list[Cell]:
-    """Measured cells whose profiler starts a worker of its own."""
-    return [
-        cell
-        for cell in load.cells
-        if plan.profiler.command
-        and plan.registry.workloads[cell.workload].run_once
-        and kept[plan.key(cell)]["status"] in ("ok", "mismatch")
-    ]
+def _is_speed(cell: Cell) -> bool:
+    """What is worth repeating: an accuracy is the same each time."""
+    return cell.workload == "perf"
+
+
+def _wants_more(policy: Policy, record: Record) -> bool:
+    done = len(record.get("rounds") or ())
+    return done < policy.rounds or bool(policy.ci_width) and not stats.is_narrow(record, policy.ci_width)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _roofline(record: Record, load: Load) -> dict[str, Any]:
     """How near the hardware's limit it came, where speed was measured on a GPU."""
-    if record["workload"] != "perf" or record["status"] not in ("ok", "mismatch") or not record["gpu_name"]:
+    if not record["gpu_name"]:
         return {}
     return {"roofline": roofline.of_record(record, config_of(load.setup.source))}
 
@@ -210,72 +284,20 @@ def _words(cell: Cell) -> str:
     return f"{cell.setup.engine} {cell.setup.precision} {cell.workload}"
 
 
-def _engine(registry: plugins.Registry, name: str) -> EngineSpec:
-    return registry.engines[check_known("engine", name, registry.engines)]
-
-
-def _environment(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
-    environment = interpreters.look(engine, chosen)
-    if environment.problem:
-        raise UsageError(environment.problem)
-    return environment
-
-
-def _checkpoint(
-    registry: plugins.Registry, warn: Callable[[str], None], options: Options, model: models.Model, precision: str
-) -> str | None:
-    given = options.checkpoints.get(precision)
-    if given is None:
-        for plugin, answer in plugins.ask(
-            registry, warn, "harness_resolve_checkpoint", model=model.path, precision=precision
-        ):
-            if isinstance(answer, str):
-                return answer
-            if answer is not None:
-                warn(
-                    f"plugin {plugin}: harness_resolve_checkpoint must return a folder, a hub id or None, got {answer!r}"
-                )
-        return None
-    is_folder = given.startswith((".", "~", "/")) or os.path.exists(given)
-    return str(Path(given).expanduser().resolve()) if is_folder else given
-
-
-def _prepare_inputs(plan: Plan, folder: OutputFolder) -> dict[int, InputFile]:
+def _prepare_inputs(plan: Plan, cells: list[Cell], folder: OutputFolder) -> dict[int, InputFile]:
     """Token ids of every cell to attempt, by identity of the cell; equal requests are made once."""
     made: dict[inputs.Request, InputFile] = {}
     files = {}
-    for cell in plan.cells:
-        if cell.skip:
-            continue
-        request = inputs.request_for(plan.registry.workloads[cell.workload].inputs, cell.setup.path, cell.parameters)
+    for cell in cells:
+        request = inputs.request_for(
+            plan.ground.registry.workloads[cell.workload].inputs, cell.setup.path, cell.parameters
+        )
         if request not in made:
-            made[request] = _prepare(request, folder, plan.pythons[cell.setup.engine])
+            made[request] = inputs.made(request, folder.root / "inputs", plan.ground.environments[cell.setup.engine].python)
         files[id(cell)] = made[request]
     return files
 
 
-def _prepare(request: inputs.Request, folder: OutputFolder, python: str) -> InputFile:
-    try:
-        path = inputs.prepare(request, (folder.root / "inputs").resolve(), python)
-        return InputFile(str(path), longest=max(map(len, inputs.read(path).ids)))
-    except UsageError:
-        raise
-    except (HarnessError, OSError) as error:  # a model that cannot be read, or no room
-        return InputFile(None, str(error))
-
-
-def _notify(registry: plugins.Registry, warn: Callable[[str], None], hook: str, **content: Any) -> None:
+def _notify(registry: plugins.Registry, warn: Warn, hook: str, **content: Any) -> None:
     for _ in plugins.ask(registry, warn, hook, **content):
         pass
-
-
-def parse_pairs(option: str, pairs: Sequence[str]) -> Mapping[str, str]:
-    """`NAME=VALUE` options as a mapping. Raises UsageError for a missing `=` or two values."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        if not all(pair.partition("=")):
-            raise UsageError(f"{option} {pair}: expected NAME=VALUE")
-        name, value = pair.split("=", 1)
-        if found.setdefault(name, value) != value:
-            raise UsageError(f"{option}: two values for {name}, {found[name]} and {value}; one run takes one of them")
-    return found

@@ -27,7 +27,7 @@ from harness.plugins import discover
 from harness.precision import COMPUTE_MODES, NATIVE, PRECISIONS, UNSUPPORTED
 from harness.serde import to_json
 
-HEAVY = ("torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "datasets")
+HEAVY = ("torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "datasets", "torch_neuronx")
 FACTS = (
     "engine_version",
     "precision",

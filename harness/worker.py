@@ -34,6 +34,8 @@ Do = Callable[["Channel", plugins.Registry, Load, int, Cell, Session], None]
 
 def main(events_fd: int, *what: str) -> int:
     """Under a profiler's command `what` is "record" and the file that holds the load."""
+    if cores := os.environ.get("HARNESS_CORES"):  # of several workers at once, each has its own
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     if what[:1] == ("record",):
         return work(Channel(events_fd), Path(what[1]).read_text(encoding="utf-8"), _record)
     line = _take_stdin()

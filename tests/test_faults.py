@@ -244,11 +244,11 @@ def test_a_disk_that_fills_up_under_way_leaves_no_torn_file(harness, mounted):
     assert_no_torn_file(harness)
 
 
-@pytest.mark.parametrize("input_len", [8, 20_000], ids=["record", "token ids"])
-def test_a_file_that_does_not_fit_costs_its_cell_and_leaves_no_torn_file(harness, input_len):
+@pytest.mark.parametrize(("input_len", "batch_size"), [(8, 1), (1500, 16)], ids=["record", "token ids"])
+def test_a_file_that_does_not_fit_costs_its_cell_and_leaves_no_torn_file(harness, input_len, batch_size):
     """A quota of 32 KiB a file: the record of one cell is too long, or its token ids are."""
     limit = (32 << 10,) * 2
-    sizes = ["--input-len", input_len, "--output-len", 512, "--num-iterations", 20]
+    sizes = ["--input-len", input_len, "--batch-size", batch_size, "--output-len", 512, "--num-iterations", 20]
     done = harness.measure(
         "--precision",
         "bf16",

@@ -16,7 +16,8 @@ from harness import models
 from harness.accuracy.baseline import Baseline
 from harness.accuracy.subject import about
 from harness.records import Record
-from harness.run import Options, Result
+from harness.plan import Options
+from harness.run import Result
 
 PLAIN = "bf16"
 ENGINE, QUANTISATION, BOTH = "engine", "quantisation", "engine and quantisation"

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harness.columns import columns
 from harness.precision import PRECISIONS
 
 
@@ -30,14 +31,6 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     for problem in discover().problems:
         click.echo(f"warning: {problem}", err=True)
     click.echo(json.dumps(rows, indent=1) if as_json else columns(rows))
-
-
-def columns(rows: Sequence[dict[str, Any]]) -> str:
-    if not rows:
-        return "none"
-    cells = [list(rows[0])] + [["" if value is None else str(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
 
 
 def _engines() -> list[dict[str, Any]]:

@@ -53,6 +53,39 @@ def precisions(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(*names, type=Names(), default="bf16,fp8,nvfp4", show_default=True, help=help)
 
 
+python_of_engine = click.option(
+    "--python", "pythons", multiple=True, metavar="ENGINE=PATH", help="Interpreter an engine runs in. Repeatable."
+)
+output_dir = click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default="benchmark_results",
+    show_default=True,
+    help="Everything is written here.",
+)
+
+
+def launching(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where workers run, and how many at once."""
+    options = [
+        click.option("--launcher", default="local", show_default=True, help="See harness list launchers."),
+        click.option(
+            "--launcher-option", "launcher_options", multiple=True, metavar="NAME=VALUE", help="For it. Repeatable."
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1), help="Loads at once, each with GPUs or cores of its own.  [1]"
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Seconds a worker may go without a sign of life.  [3600]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def loading(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is loaded, and where what comes of it goes."""
     options = [
@@ -83,14 +116,9 @@ def loading(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The engine's MoE kernels.",
         ),
         click.option("--disable-fusion", is_flag=True, help="Ask the engine not to fuse kernels around the experts."),
+        click.option("--skip-compile", is_flag=True, help="Load what was compiled before; never compile."),
         click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own Python code."),
-        click.option(
-            "--python",
-            "pythons",
-            multiple=True,
-            metavar="ENGINE=PATH",
-            help="Interpreter an engine runs in. Repeatable.",
-        ),
+        python_of_engine,
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
@@ -98,13 +126,7 @@ def loading(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Seconds a worker may go without a sign of life.",
         ),
-        click.option(
-            "--output-dir",
-            type=click.Path(path_type=Path),
-            default="benchmark_results",
-            show_default=True,
-            help="Everything is written here.",
-        ),
+        output_dir,
     ]
     for option in reversed(options):
         command = option(command)

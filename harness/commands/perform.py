@@ -12,7 +12,8 @@ import click
 from harness.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
-    from harness.run import Options, Result
+    from harness.plan import Options, Plan
+    from harness.run import Result
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a terminal's stop is as orderly as Ctrl-C
 
@@ -20,7 +21,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a 
 def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -> Options:
     """From the options of a command, those of `harness.commands.options.loading` among them; one engine, model or
     precision is a list of one. Raises UsageError."""
-    from harness.run import Options, parse_pairs
+    from harness.plan import Options, parse_pairs
 
     for one in ("engine", "model", "precision"):
         if one in given:
@@ -39,13 +40,18 @@ def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -
 
 def perform(options: Options) -> Result:
     """Plans and runs, with progress on stderr. Raises UsageError before any worker exists."""
+    from harness.plan import make_plan
     from harness.plugins import discover
-    from harness.progress import Progress
-    from harness.run import execute, make_plan
 
     for problem in discover().problems:  # before the plan, which may miss what was left out
         warn(problem)
-    plan = make_plan(options, warn)
+    return perform_plan(make_plan(options, warn), options)
+
+
+def perform_plan(plan: Plan, options: Options) -> Result:
+    from harness.progress import Progress
+    from harness.run import execute
+
     progress = Progress(total=sum(cell.skip is None for cell in plan.cells))
     for number in STOPS:
         signal.signal(number, _interrupt)

@@ -16,7 +16,8 @@ from harness.evaluation.prompts import BaseData
 from harness.evaluation.report import benchmark_report
 from harness.evaluation.score import Score, append_csv, csv_row, score
 from harness.records import Record, write_json
-from harness.run import Options, Result
+from harness.plan import Options
+from harness.run import Result
 
 REFERENCE = ("hf", "bf16")
 Perform = Callable[[Options], Result]

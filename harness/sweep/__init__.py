@@ -1,0 +1,1 @@
+"""Many cells from one file: read, expanded to rows, planned, shown."""
