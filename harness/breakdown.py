@@ -53,7 +53,7 @@ def _limits(records: Sequence[Record]) -> Iterator[dict[str, str]]:
             yield {
                 "engine": record["engine"],
                 "precision": record["precision"],
-                "batch": str(record["batch_size"]),
+                "batch": str(record.get("batch_size") or "-"),
                 **{
                     phase: f"{shares[phase]:.1%} of {found[phase]['bound']}" if phase in shares else "-"
                     for phase in found
@@ -79,7 +79,7 @@ def _row(record: Record, phase: str, found: Mapping[str, Any]) -> dict[str, str]
     return {
         "engine": record["engine"],
         "precision": record["precision"],
-        "batch": str(record["batch_size"]),
+        "batch": str(record.get("batch_size") or "-"),
         "phase": phase,
         "ms / step": f"{step:.2f}",
         **{name: f"{share:.1f}" if share else "-" for name, share in shares.items()},

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from harness.device import Device
@@ -42,6 +43,14 @@ class Setup:
         return f"TP{self.tp}_EP{self.ep}_{self.moe_backend}"
 
 
+@cache
+def _said(setup: Setup) -> dict[str, Any]:
+    """What of a setup may change a result. Kept: thousands of cells share a few setups."""
+    said = to_json(setup)
+    del said["skip_compile"]  # changes how long a load takes
+    return said
+
+
 @dataclass(frozen=True)
 class Cell:
     """One measurement: a setup, a workload and that workload's parameters."""
@@ -54,10 +63,8 @@ class Cell:
 
     def key(self, engine_version: str | None, device: Device) -> str:
         """Name of its record: the same question on the same engine version and device overwrites its old answer."""
-        setup = to_json(self.setup)
-        del setup["skip_compile"]  # changes how long a load takes, and no result
         what = [
-            setup,
+            _said(self.setup),
             self.workload,
             self.parameters,
             engine_version,

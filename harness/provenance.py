@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.precision import PRECISIONS
-
 Layer = Mapping[str, Any]
 PLAIN = ("fp32", "bf16", "fp16")
 QUANT_ALGO = {"fp8": "FP8", "fp8_block": "FP8_BLOCK_SCALES", "nvfp4": "NVFP4", "mxfp4": "MXFP4"}  # ModelOpt's names
@@ -76,8 +74,7 @@ def _all_of(layers: Sequence[Layer], what: str) -> str:
 
 def _scope(layers: Sequence[Layer]) -> str | None:
     """What is quantised: `experts`, `linear` (attention's products, too), or None for nothing."""
-    low = PRECISIONS.keys() - set(PLAIN)
-    kinds = {layer["kind"] for layer in layers if layer["format"] in low}
+    kinds = {layer["kind"] for layer in layers if layer["format"] not in (None, *PLAIN)}
     return "linear" if kinds & {"attention", "other"} else "experts" if "experts" in kinds else None
 
 

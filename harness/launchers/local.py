@@ -41,7 +41,8 @@ def open_local(device: Device, workers: int, options: Mapping[str, str]) -> Iter
     if options:
         raise UsageError(f"the launcher 'local' has no option {', '.join(options)}")
     if device.kind == "cuda":
-        yield Local(workers, [{"CUDA_VISIBLE_DEVICES": name} for name in visible_gpus()], is_gpu=True)
+        gpus = visible_gpus() or [str(index) for index in range(device.count)]
+        yield Local(workers, [{"CUDA_VISIBLE_DEVICES": name} for name in gpus], is_gpu=True)
         return
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if workers > max(len(cores), 1):

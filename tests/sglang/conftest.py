@@ -20,7 +20,7 @@ def on_path(env: dict[str, str], *words: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def double_env() -> dict[str, str]:
-    return {**on_path(dict(os.environ), "gpu"), "PYTHONSAFEPATH": "1"}
+    return {**on_path(dict(os.environ), "gpu"), "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture

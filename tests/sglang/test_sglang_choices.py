@@ -10,7 +10,7 @@ import pytest
 from harness_sglang import arguments as chosen
 from harness_sglang import support
 
-from harness import LoadFailed, Setup, Unsupported, models
+from harness import Setup, Unsupported, models
 from harness.cells import Cell, Load
 from harness.device import Device
 from harness.precision import NATIVE, UNSUPPORTED, WEIGHT_ONLY, Support
@@ -28,15 +28,8 @@ def load_of(path: str = "", input_len: int = 16, **setup: object) -> Load:
     return Load(setup, (cell,), NATIVE)
 
 
-@pytest.fixture
-def shaped(tmp_path):
-    """A folder that holds only a config.json of the given fields."""
-
-    def shape(**config: object) -> str:
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        return str(tmp_path)
-
-    return shape
+def passed(*path: str, **named: object) -> dict[str, object]:
+    return chosen.arguments(load_of(*path, **named), KNOWN)[0]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +39,7 @@ def shaped(tmp_path):
         ("fp8", {80: UNSUPPORTED, 89: NATIVE, 90: NATIVE, 100: NATIVE}),
         ("fp8_block", {80: UNSUPPORTED, 90: NATIVE}),
         ("nvfp4", {75: UNSUPPORTED, 80: WEIGHT_ONLY, 90: WEIGHT_ONLY, 100: NATIVE, 103: NATIVE, 120: NATIVE}),
-        ("mxfp4", {80: WEIGHT_ONLY, 90: WEIGHT_ONLY, 100: NATIVE}),
+        ("mxfp4", {80: WEIGHT_ONLY, 90: WEIGHT_ONLY, 100: NATIVE, 103: NATIVE, 120: NATIVE}),
     ],
 )
 def test_each_sm_has_its_mode(precision, modes):
@@ -56,10 +49,17 @@ def test_each_sm_has_its_mode(precision, modes):
     assert support(precision, Device("cpu", "a CPU", 2, None), None).mode == UNSUPPORTED
 
 
+def test_sm_120_had_no_mxfp4_kernels_of_its_own_in_earlier_versions():
+    gpu = Device("cuda", "a GPU", 1, None, 120)
+    modes = [support("mxfp4", gpu, version).mode for version in ("0.5.13", "0.5.16", "0.5.23")]
+    assert modes == [WEIGHT_ONLY, WEIGHT_ONLY, NATIVE]
+
+
 def test_no_argument_is_passed_that_the_version_lacks():
-    assert chosen.arguments(load_of(precision="bf16"), KNOWN)["enable_metrics"] is True
-    fewer = chosen.arguments(load_of(precision="bf16"), KNOWN - {"enable_metrics", "stream_interval"})
-    assert fewer.keys() < KNOWN and "enable_metrics" not in fewer
+    given, left_out = chosen.arguments(load_of(precision="bf16"), KNOWN)
+    assert given["enable_metrics"] is True and left_out == []
+    fewer, left_out = chosen.arguments(load_of(precision="bf16"), KNOWN - {"enable_metrics", "stream_interval"})
+    assert fewer.keys() < KNOWN and left_out == ["enable_metrics", "stream_interval"]
 
 
 def test_a_version_that_cannot_switch_its_prefix_cache_off_is_refused():
@@ -68,31 +68,9 @@ def test_a_version_that_cannot_switch_its_prefix_cache_off_is_refused():
 
 
 def test_what_was_asked_for_is_never_left_out_in_silence():
-    assert chosen.arguments(load_of(precision="bf16", moe_backend="triton"), KNOWN)["moe_runner_backend"] == "triton"
+    assert passed(precision="bf16", moe_backend="triton")["moe_runner_backend"] == "triton"
     with pytest.raises(Unsupported, match="no moe_runner_backend"):
         chosen.arguments(load_of(precision="bf16", moe_backend="triton"), KNOWN - {"moe_runner_backend"})
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        ({"tp": 4, "ep": 3}, "expert parallelism 3 must divide"),
-        ({"tp": 3}, "32 attention heads cannot be split over 3"),
-        ({"tp": 16, "ep": 16}, "8 experts cannot be split over 16"),
-        ({"tp": 8, "precision": "fp8_block", "checkpoint": "set below"}, "leave 192 columns"),
-    ],
-)
-def test_sizes_that_do_not_divide_are_refused_by_the_rule_they_break(shaped, sizes, words):
-    path = shaped(num_attention_heads=32, num_experts=8, moe_intermediate_size=1536)
-    sizes = {**sizes, "checkpoint": path} if "checkpoint" in sizes else sizes
-    with pytest.raises(Unsupported, match=words):
-        chosen.arguments(load_of(path, **{"precision": "bf16", **sizes}), KNOWN)
-
-
-def test_expert_parallelism_mends_fp8_blocks(shaped):
-    path = shaped(num_attention_heads=32, num_experts=8, moe_intermediate_size=1536)
-    asked = load_of(path, precision="fp8_block", checkpoint=path, tp=8, ep=2)
-    assert "quantization" not in chosen.arguments(asked, KNOWN)  # the checkpoint says it
 
 
 def test_a_format_sglang_cannot_make_is_asked_for_as_a_checkpoint():
@@ -101,16 +79,19 @@ def test_a_format_sglang_cannot_make_is_asked_for_as_a_checkpoint():
 
 
 def test_random_weights_take_the_layout_of_a_checkpoint():
-    given = chosen.arguments(load_of(precision="fp8_block", weights="dummy"), KNOWN)
+    given = passed(precision="fp8_block", weights="dummy")
     layout = json.loads(given["json_model_override_args"])["quantization_config"]
     assert given["load_format"] == "dummy" and layout["weight_block_size"] == [128, 128]
     assert "self_attn" in layout["modules_to_not_convert"]
 
 
-def test_sequences_longer_than_the_model_holds_are_refused():
-    assert chosen.arguments(load_of(precision="bf16", input_len=2044), KNOWN)["context_length"] == 2056
-    with pytest.raises(LoadFailed, match="sequences of 2049 tokens, m holds 2048"):
-        chosen.arguments(load_of(precision="bf16", input_len=2045), KNOWN)
+def test_the_context_is_longer_than_the_longest_sequence_by_what_sglang_keeps_for_itself():
+    assert passed(precision="bf16", input_len=2044)["context_length"] == 2044 + 4 + 8
+
+
+def test_a_precision_a_checkpoint_is_stored_in_is_not_asked_for_again():
+    assert "quantization" not in passed(precision="fp8", checkpoint=models.resolve("tinymoe").path)
+    assert passed(precision="fp8")["quantization"] == "fp8"
 
 
 def run(double_env, code: str) -> subprocess.CompletedProcess:
@@ -125,5 +106,7 @@ def test_the_double_refuses_arguments_sglang_does_not_have(double_env):
 
 def test_the_double_kills_a_caller_that_does_not_listen(double_env):
     made = "import sglang\ntry:\n    sglang.Engine(model_path='nowhere', skip_tokenizer_init=True)\n"
-    done = run(double_env, made + "except BaseException:\n    print('it raised')\nprint('it lives')")
+    done = run(
+        {**double_env, "SGLANG_DOUBLE": ""}, made + "except BaseException:\n    print('it raised')\nprint('it lives')"
+    )
     assert done.returncode == -9 and done.stdout == "", done.stderr

@@ -19,28 +19,41 @@ def test_a_scheduler_that_runs_out_of_memory_while_loading_is_said_in_its_own_wo
 
 
 def test_a_scheduler_that_dies_at_work_kills_its_caller_and_costs_its_cell_only(sglang):
-    done = sglang.run("--workload", "perf,ppl", "--batch-size", "1", "--num-chunks", "1", sins=("die",))
+    asked = ("--workload", "perf,ppl", "--batch-size", "1", "--num-chunks", "1", "--precision", "fp8")
+    done = sglang.run(*asked, sins=("die", "auto"))
     records = {record["workload"]: record for record in sglang.records()}
     assert done.returncode == 1 and records["ppl"]["status"] == "ok", done.stderr
     failure = records["perf"]["failure"]
     assert failure["class"] == "crashed" and "SIGKILL" in failure["message"]
     assert "illegal memory access" in failure["log_tail"]
     assert sglang.processes() == {}
+    _check_that_experts_alone_are_fp8(records["ppl"]["effective"])
+    _check_that_no_runner_is_told(records["ppl"]["effective"])
+
+
+def _check_that_experts_alone_are_fp8(facts):
+    assert (facts["precision"], facts["quantize"], facts["quantization"]) == ("fp8", "experts", "fp8")
+    assert (facts["formats"]["experts"], facts["formats"]["attention"]) == ("fp8", "bf16")
+    assert facts["environment"]["variables"]["SGLANG_FP8_IGNORED_LAYERS"] == "self_attn"
+
+
+def _check_that_no_runner_is_told(facts):
+    """The sin "auto"."""
+    assert facts["moe_backend"] is None and "no layer said" in facts["unread"]["moe_backend"]
 
 
 @pytest.mark.parametrize(
-    ("sin", "workload", "words"),
+    ("sins", "words"),
     [
-        ("stop", "perf", "3 of 4 tokens"),
-        ("cached", "perf", "tokens from its prefix cache"),
-        ("nan", "ppl", "not finite"),
-        ("shifted", "ppl", "scored 15 tokens of a prompt of 16"),
+        (("stop", "nan"), {"perf": "3 of 4 tokens", "ppl": "not finite"}),
+        (("cached", "shifted"), {"perf": "tokens from its prefix cache", "ppl": "scored 15 tokens of a prompt of 16"}),
     ],
 )
-def test_answers_that_mean_something_else_are_refused(sglang, sin, workload, words):
-    sglang.run("--workload", workload, sins=(sin,))
-    ((kind, message),) = failures(sglang)
-    assert kind == "bad_output" and words in message
+def test_answers_that_mean_something_else_are_refused(sglang, sins, words):
+    sglang.run("--workload", "perf,ppl", sins=sins)
+    found = {record["workload"]: record["failure"] for record in sglang.records()}
+    assert {failure["class"] for failure in found.values()} == {"bad_output"}
+    assert all(words[workload] in found[workload]["message"] for workload in words), found
 
 
 def test_an_unknown_moe_runner_fails_in_sglangs_own_words(sglang):
@@ -49,25 +62,8 @@ def test_an_unknown_moe_runner_fails_in_sglangs_own_words(sglang):
     assert kind == "load_failed" and "'nonsense' is not a valid MoeRunnerBackend" in message
 
 
-def test_a_runner_no_layer_tells_of_is_null_with_the_reason(sglang):
-    sglang.run("--workload", "perf", sins=("auto",))
-    (record,) = sglang.records()
-    assert record["status"] == "ok" and record["effective"]["moe_backend"] is None
-    assert "no layer said" in record["effective"]["unread"]["moe_backend"]
-
-
 def test_without_a_gpu_nothing_is_started_and_the_reason_is_said(sglang):
     done = sglang.run("--workload", "perf", has_gpu=False)
     (record,) = sglang.records()
     assert record["status"] == "skipped" and "CUDA kernels only" in record["reason"]
     assert done.returncode == 0, done.stderr
-
-
-def test_a_profile_is_broken_down_by_phase(sglang):
-    done = sglang.run("--workload", "perf", "--batch-size", "2", "--profile", "torch")
-    (record,) = sglang.records()
-    assert done.returncode == 0, done.stderr
-    profile = record["profile"]
-    assert profile["valid"] and len(profile["files"]) == 1, profile["problems"]
-    assert (profile["phases"]["prefill"]["steps"], profile["phases"]["decode"]["steps"]) == (1, 3)
-    assert profile["phases"]["decode"]["categories"]["expert_gemm"]["kernel_count"] >= 3 * 2 * 4  # steps, two products, layers

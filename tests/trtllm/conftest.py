@@ -21,25 +21,31 @@ def environment(era: str, **more: str) -> dict[str, str]:
     return {**os.environ, **own, **more}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment_of():
     return environment
 
 
-@pytest.fixture
-def loaded(tmp_path):
-    """`loaded(era, what, **setup)`: what one session says of itself; see tests/trtllm/one_session.py."""
+@pytest.fixture(scope="session")
+def sessions(tmp_path_factory):
+    """`sessions(era, asked, ..., env)`: what each says of itself, and what they printed; see one_session.py."""
 
-    def loaded(era: str, what: str = "facts", env: dict[str, str] | None = None, **asked: object) -> dict:
-        answer = tmp_path / "answer.json"
-        words = [sys.executable, Path(__file__).parent / "one_session.py", what, json.dumps(asked), answer]
-        done = subprocess.run(
-            list(map(str, words)), cwd=tmp_path, env=environment(era, **(env or {})), capture_output=True, text=True
-        )
-        assert answer.exists(), done.stdout + done.stderr
-        return json.loads(answer.read_text())
+    def sessions(era: str, *asked: dict, env: dict[str, str] | None = None) -> tuple[list[dict], str]:
+        folder = tmp_path_factory.mktemp("sessions")
+        words = [sys.executable, Path(__file__).parent / "one_session.py", json.dumps(asked), folder / "answers.json"]
+        done = subprocess.run(words, cwd=folder, env=environment(era, **(env or {})), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((folder / "answers.json").read_text()), done.stdout
 
-    return loaded
+    return sessions
+
+
+SIZES = "--input-len 64 --output-len 4 --num-iterations 2 --warmup-iterations 1 --num-chunks 2".split()
+
+
+@pytest.fixture(scope="session")
+def sizes():
+    return SIZES
 
 
 @pytest.fixture
@@ -47,8 +53,7 @@ def trtllm(harness):
     """`harness run --engine trtllm` on tiny sizes, on the double of 1.2 if `use` is not called."""
 
     def arguments(*more: object) -> list[object]:
-        sizes = ["--input-len", 64, "--output-len", 4, "--num-iterations", 2, "--warmup-iterations", 1]
-        return ["run", "--precision", "bf16", "--output-dir", "out", *sizes, "--num-chunks", 2, *more]
+        return ["run", "--engine", "trtllm", "--precision", "bf16", "--output-dir", "out", *SIZES, *more]
 
     paths = harness.env["PYTHONPATH"]
     harness.use, harness.small_run = lambda era, fault="": _use(harness, paths, era, fault), arguments

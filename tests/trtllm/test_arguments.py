@@ -106,12 +106,28 @@ def test_disabling_fusion_says_where_it_has_no_effect(tp, architecture, words):
     assert re.match(words, arguments.fusion(load.setup, architecture))
 
 
-def test_a_profiled_load_runs_in_this_process_on_one_gpu_and_in_a_window_on_several():
+def test_only_the_process_that_nsys_looks_into_gives_up_graphs_and_the_process_of_the_engine(monkeypatch):
+    monkeypatch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)
+    for profiler in ("nsys", None):
+        load = load_of("perf", profiler=profiler)
+        assert arguments.variables(load) == {} and chosen(OLD, load) == chosen(OLD, load_of("perf"))
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "1")
     alone, several = (arguments.variables(load_of("perf", profiler="nsys", tp=tp)) for tp in (1, 2))
     assert alone["TLLM_WORKER_USE_SINGLE_PROCESS"] == "1" and "TLLM_PROFILE_START_STOP" not in alone
-    assert several["TLLM_PROFILE_START_STOP"] == "20-30"  # two passes of a prefill, 8 decode steps and a turn before it
+    assert several["TLLM_PROFILE_START_STOP"] == "20-29"  # two passes of a prefill, 8 decode steps and a turn before it
     passed = chosen(OLD, load_of("perf", profiler="nsys"))
     assert passed["cuda_graph_config"] is None and passed["enable_layerwise_nvtx_marker"] is True
+
+
+def test_the_window_counts_the_turns_that_whole_prompts_need():
+    load = load_of("perf", batch=40, tp=2)  # 512 tokens each, 8192 a turn: 16, 16 and 8 of them
+    assert arguments.profile_window(load) == "24-35"
+
+
+def test_under_pytorchs_profiler_only_the_place_of_the_model_differs():
+    load = load_of("perf", profiler="torch")
+    assert arguments.variables(load) == {"TLLM_WORKER_USE_SINGLE_PROCESS": "1"}
+    assert chosen(OLD, load) == chosen(OLD, load_of("perf"))
 
 
 @pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])

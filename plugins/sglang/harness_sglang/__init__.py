@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import NATIVE, PRECISIONS, UNSUPPORTED, WEIGHT_ONLY
 
 if TYPE_CHECKING:
-    from harness import Load, Session
+    from harness import Load, Session, Setup
     from harness.device import Device
 
 FIRST_SM = 80
@@ -25,6 +26,7 @@ def harness_register_engines() -> list[EngineSpec]:
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler"}),
             support=support,
             load=load,
+            resolves=resolves,
             options=frozenset({"quantize", "tp", "ep", "moe_backend"}),
             install="any environment of its own with moe-harness and sglang (NVIDIA GPU), as --python sglang=PATH",
         )
@@ -34,7 +36,7 @@ def harness_register_engines() -> list[EngineSpec]:
 def support(precision: str, device: Device, version: str | None) -> Support:
     """What SGLang's own choice of kernels comes to (0.5.13 to 0.5.23). The session reads from the live model what it
     was."""
-    if device.kind == "cpu":
+    if device.kind != "cuda":
         return Support(
             UNSUPPORTED, "SGLang's packages hold CUDA kernels only; its CPU engine has to be built from source"
         )
@@ -44,8 +46,10 @@ def support(precision: str, device: Device, version: str | None) -> Support:
     if precision == "fp32":
         return Support(NATIVE, "no tensor cores: products in FP32")
     needs = f"SM {sm} has no {precision} tensor cores, they need {format.tensor_cores}"
+    if precision == "mxfp4" and format.on_tensor_cores(sm) and (sm < 120 or not _takes_sm120_as_old(version)):
+        return Support(NATIVE, "activations in MXFP8; only checkpoints stored so, such as gpt-oss")
     if precision == "mxfp4":
-        return _mxfp4(sm, needs)
+        return Support(WEIGHT_ONLY, f"SGLang has no kernels of its own for it on SM {sm}; {MARLIN} (or Triton's do)")
     if format.on_tensor_cores(sm):
         return Support(NATIVE)
     if precision == "nvfp4":
@@ -53,10 +57,20 @@ def support(precision: str, device: Device, version: str | None) -> Support:
     return Support(UNSUPPORTED, f"{needs}; SGLang has Marlin for linear layers there, its FP8 experts have none")
 
 
-def _mxfp4(sm: int, needs: str) -> Support:
-    if PRECISIONS["mxfp4"].on_tensor_cores(sm):
-        return Support(NATIVE, "activations in MXFP8; only checkpoints stored so, such as gpt-oss")
-    return Support(WEIGHT_ONLY, f"{needs}; SGLang's Triton kernels keep the weights so and multiply in BF16")
+def _takes_sm120_as_old(version: str | None) -> bool:
+    """Until 0.5.16 MXFP4 on SM 120 was Triton's or Marlin's; in 0.5.23 it is CUTLASS's. Between: not read."""
+    return bool(version and re.match(r"0\.5\.1[0-6]\b", version))
+
+
+def resolves(setup: Setup, device: Device, version: str | None) -> str | None:
+    """The MoE runner, as an option's value, that a setup comes to; None: not known.
+
+    `auto` by the rules of SGLang 0.5.23 on Hopper, without an all-to-all backend, where the family does not matter."""
+    if setup.moe_backend != "auto":
+        return setup.moe_backend
+    if device.sm != 90 or not (version or "0.5.23").startswith("0.5.23"):
+        return None
+    return {"bf16": "triton", "fp8": "triton", "fp8_block": "triton", "nvfp4": "marlin"}.get(setup.precision)
 
 
 def load(load: Load) -> Session:

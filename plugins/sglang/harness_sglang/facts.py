@@ -11,7 +11,7 @@ from harness import provenance
 
 REASONS = {
     "moe_backend": "no layer said which MoE runner it has",
-    "moe_kernel": "the runner is one fused call, or says no class",
+    "moe_kernel": "the runner names no fused function and no class",
     "quantization": "nothing is quantised by an argument",
     "quantize": "nothing is quantised",
     "quant_algo": "no quantised format that has such a name",

@@ -19,7 +19,8 @@ SHORT = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
 UNQUANTISED = "as weights"
 # Kernels that take 16-bit activations whatever the checkpoint is called.
 WEIGHT_ONLY_KERNELS = re.compile(r"marlin|w\d+a16|wna16", re.IGNORECASE)
-TAKES_BF16 = {("mxfp4", "triton_kernel")}  # format of the weights and runner
+MARLIN_ALONE = "workspace"  # of a layer: what makes it ready for Marlin leaves this, of methods of any name
+TAKES_BF16 = {("mxfp4", "triton_kernel"), ("mxfp4", "triton")}  # format of the weights and runner
 
 
 def look(scheduler: Any) -> dict[str, Any]:
@@ -50,8 +51,7 @@ def _described(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
         names = [type(owner).__name__ for owner in (method, scheme) if owner is not None]
         backend, kernel = _runner(method, scheme)
         format = _format(names, method, stored)
-        mode = _mode(format, backend, method, names)
-        is_plain = _is_plain(method)
+        mode = _mode(format, backend, names, module)
         yield (
             name,
             {
@@ -61,7 +61,7 @@ def _described(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
                 "backend": backend,
                 "kernel": kernel,
                 "format": format,
-                "activations": UNQUANTISED if is_plain else "16 bit" if mode == WEIGHT_ONLY else None,
+                "activations": UNQUANTISED if _is_plain(method) else "16 bit" if mode == WEIGHT_ONLY else None,
                 "weight_dtypes": joined(_name(value.dtype) for value in weights),
                 "compute_mode": mode,
             },
@@ -69,20 +69,21 @@ def _described(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _runner(*owners: Any) -> tuple[str | None, str | None]:
-    """The MoE runner of a layer (`triton`, `marlin`, ...) and the class that multiplies. "auto" is no answer."""
+    """The MoE runner of a layer (`triton`, `marlin`, ...) and what multiplies: its fused function, or else its core.
+    "auto" is no answer."""
     for owner in owners:
         runner = getattr(owner, "runner", None)
         backend = getattr(runner, "runner_backend", None) or getattr(owner, "_moe_runner_backend", None)
         word = getattr(backend, "value", None)
         if word and word != "auto":
-            core = getattr(runner, "runner_core", None)
-            return word, type(core).__name__ if core is not None else None
+            fused, core = getattr(runner, "fused_func", None), getattr(runner, "runner_core", None)
+            return word, getattr(fused, "__name__", None) or (None if core is None else type(core).__name__)
     return None, None
 
 
-def _mode(format: str | None, backend: str | None, method: Any, names: list[str]) -> str:
+def _mode(format: str | None, backend: str | None, names: list[str], module: torch.nn.Module) -> str:
     is_marlin = any(WEIGHT_ONLY_KERNELS.search(word) for word in (*names, backend or ""))
-    if is_marlin or getattr(method, "use_marlin", False) is True or (format, backend) in TAKES_BF16:
+    if is_marlin or hasattr(module, MARLIN_ALONE) or (format, backend) in TAKES_BF16:
         return WEIGHT_ONLY
     return NATIVE
 
@@ -106,10 +107,7 @@ def _format(names: list[str], method: Any, stored: dict[str, torch.Tensor]) -> s
 
 
 def _fp8(method: Any, stored: dict[str, torch.Tensor]) -> str | None:
-    block = getattr(method, "weight_block_size", None) or getattr(
-        getattr(method, "quant_config", None), "weight_block_size", None
-    )
-    if block:
+    if block := getattr(getattr(method, "quant_config", None), "weight_block_size", None):
         return "fp8_block" if list(block) == [128, 128] else f"fp8 {block[0]} x {block[1]}"
     for word, scale in stored.items():
         if word.endswith("weight_scale"):

@@ -21,6 +21,7 @@ from harness_sglang import facts, journal, outputs, scheduler
 from harness_sglang.arguments import arguments, environment
 
 FIRST_TOKEN = "first_token_latency"  # seconds, of answers with `enable_metrics`
+PROFILE = {"activities": ["CPU", "GPU"], "with_stack": False, "record_shapes": True}
 SCORED_TOGETHER = 16  # sequences; their log-probabilities come back in one answer
 NO_MEMORY = ("Not enough memory", "Memory pool size is too small")
 NOT_POSSIBLE = ("not supported", "Unsupported", "Unknown quantization", "quantization method", "is not compatible")
@@ -36,9 +37,7 @@ class SglangSession:
     """See harness.engine.Session."""
 
     def __init__(self, load: Load) -> None:
-        known = inspect.signature(ServerArgs).parameters
-        chosen = arguments(load, known)
-        self._left_out = [name for name in ("enable_metrics", "stream_interval") if name not in chosen]
+        chosen, self._left_out = arguments(load, inspect.signature(ServerArgs).parameters)
         os.environ.update(environment(load.setup))
         self._variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith("SGLANG_")}
         journal.clear()
@@ -63,7 +62,7 @@ class SglangSession:
         last: list[Any] = [None] * len(prompts)
         started = time.perf_counter_ns()
         for chunk in self._engine.generate(
-            input_ids=[list(prompt) for prompt in prompts], sampling_params=_greedy(output_len), stream=True
+            input_ids=[list(prompt) for prompt in prompts], sampling_params=greedy(output_len), stream=True
         ):
             now, index = time.perf_counter_ns(), chunk["index"]
             new = chunk["meta_info"]["completion_tokens"] - len(times[index])
@@ -89,7 +88,7 @@ class SglangSession:
     def generate_logits(
         self, prompts: Sequence[Sequence[int]], output_len: int, top: int
     ) -> list[tuple[tuple[int, ...], Logits]]:
-        answers = self._answers(prompts, _greedy(output_len), return_logprob=True, top_logprobs_num=self._top(top))
+        answers = self._answers(prompts, greedy(output_len), return_logprob=True, top_logprobs_num=self._top(top))
         return [
             (outputs.tokens_of(answer, output_len), outputs.answer_rows(answer, self._vocabulary)) for answer in answers
         ]
@@ -109,9 +108,7 @@ class SglangSession:
     def recording(self, profiler: str, folder: Path) -> Iterator[None]:
         """By SGLang's own profiler, in its schedulers, which name each step's phase: a file per rank."""
         self._engine.collective_rpc("harness_mark", profiler=profiler)
-        self._engine.start_profile(
-            output_dir=str(folder), activities=["CPU", "GPU"], with_stack=False, record_shapes=True
-        )
+        self._engine.start_profile(output_dir=str(folder), **PROFILE)
         try:
             yield
         finally:
@@ -129,7 +126,7 @@ class SglangSession:
     ) -> Iterator[tuple[Sequence[int], Mapping[str, Any]]]:
         for start in range(0, len(sequences), SCORED_TOGETHER):
             together = sequences[start : start + SCORED_TOGETHER]
-            answers = self._answers(together, _greedy(1), return_logprob=True, logprob_start_len=0, **more)
+            answers = self._answers(together, greedy(1), return_logprob=True, logprob_start_len=0, **more)
             yield from zip(together, answers)
 
     def _answers(
@@ -161,7 +158,7 @@ class SglangSession:
         return {"python": platform.python_version(), **own, "variables": self._variables}
 
 
-def _greedy(output_len: int) -> dict[str, Any]:
+def greedy(output_len: int) -> dict[str, Any]:
     return {"temperature": 0.0, "max_new_tokens": output_len, "ignore_eos": True}
 
 

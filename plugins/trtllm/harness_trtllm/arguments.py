@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness import Load, LoadFailed, Setup, Unsupported
+from harness.profiler import around
 
 LEAST_BATCH, LEAST_TOKENS = 128, 8192  # limits, the same for every precision
 FOR_ACCURACY = {"ppl", "baseline", "validate", "evaluate"}  # workloads that read no clock
@@ -23,6 +24,7 @@ OPTIONAL = {  # left out, and said so, where the version lacks them
 }
 PASSES_BEFORE = 2  # of a profiled worker, before the pass that is recorded
 DECODE_STEPS = 8  # of each pass
+SHUTDOWN_S = 20.0  # for the engine to end by itself
 
 
 def arguments(load: Load, model: str, fields: Mapping[str, Any], sm: int | None) -> tuple[dict[str, Any], list[str]]:
@@ -55,7 +57,7 @@ def arguments(load: Load, model: str, fields: Mapping[str, Any], sm: int | None)
         wanted["gather_generation_logits"] = True  # moves the model into this process: never in a timed load
     if setup.weights == "dummy":
         wanted["load_format"] = "dummy"
-    if load.profiler:
+    if is_below_nsys(load):
         wanted |= {"cuda_graph_config": None, "enable_layerwise_nvtx_marker": True}  # a graph hides its layers
     if backend := moe_backend(setup, fields, sm):
         wanted["moe_config"]["backend"] = backend
@@ -100,24 +102,33 @@ def variables(load: Load) -> dict[str, str]:
     """Environment variables to set before the engine is imported."""
     setup = load.setup
     found = {"TRTLLM_QWEN3_EAGER_FUSION_DISABLED": "1"} if setup.disable_fusion else {}
-    if load.profiler:
-        found |= {"TLLM_LLMAPI_ENABLE_NVTX": "1"}
-        if setup.tp == 1:
-            found["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # then this process opens the capture range itself
-        else:
+    if is_below_nsys(load):
+        found["TLLM_LLMAPI_ENABLE_NVTX"] = "1"
+        if setup.tp > 1:
             found["TLLM_PROFILE_START_STOP"] = profile_window(load)
+    if setup.tp == 1 and (is_below_nsys(load) or load.profiler == "torch"):
+        found["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"  # then the recording is opened in this process
     return found
 
 
+def is_below_nsys(load: Load) -> bool:
+    """Whether this process is the one that nsys looks into. The one whose passes are timed runs as without a profiler."""
+    return load.profiler == "nsys" and around() == "nsys"
+
+
 def profile_window(load: Load) -> str:
-    """`A-B`, iterations of the engine between which its own ranks record: those of the pass after the warm-up passes.
-    A pass is its prefill iterations and its decode steps, and one more turn, as the scheduler runs a step ahead."""
+    """`A-B`, turns of the engine's loop between which its ranks record: those of the pass after the warm-up passes.
+
+    Turns count from 0, idle ones do not pass, and B is the last that is recorded (newest versions: the first that is
+    not). A pass is its prefill turns, its decode steps, and one more, as the scheduler runs a step ahead. Exact for one
+    prompt; of several that do not arrive in one turn, each pass is a turn or two longer, and the window opens that much
+    earlier in the decode steps of the pass before."""
     parameters = load.cells[0].parameters
-    tokens = parameters.get("batch_size", 1) * parameters.get("input_len", 1)
-    limit = max(LEAST_TOKENS, load.max_sequence + 1)
-    a_pass = -(-tokens // limit) + min(parameters.get("output_len", 1) - 1, DECODE_STEPS) + 1
+    length, limit = parameters.get("input_len", 1), max(LEAST_TOKENS, load.max_sequence + 1)
+    prefills = -(-parameters.get("batch_size", 1) // (limit // length))
+    a_pass = prefills + min(parameters.get("output_len", 1) - 1, DECODE_STEPS) + 1
     first = PASSES_BEFORE * a_pass
-    return f"{first}-{first + a_pass}"
+    return f"{first}-{first + a_pass - 1}"
 
 
 def fusion(setup: Setup, architecture: str | None) -> str:

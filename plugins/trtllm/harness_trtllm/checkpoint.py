@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import LoadFailed, Setup, Unsupported
+from harness import LoadFailed, Setup, Unsupported, provenance
 from harness.weights import folder_of
 
 FORMATS = {  # the engine's algorithms -> our precisions
@@ -66,7 +66,7 @@ def read(folder: Path, sm: int | None, reads_inline: bool) -> Quant:
     if method == "fp8":
         return Quant(_fp8(said, folder))
     if method == "mxfp4":
-        return Quant("W4A16_MXFP4" if (sm or 0) < 100 else "W4A8_MXFP4_MXFP8")
+        return Quant(_mxfp4(sm))
     if method == "compressed-tensors":
         return Quant(_compressed(said, folder, reads_inline))
     if reads_inline and method in ("modelopt", "nvfp4"):
@@ -75,8 +75,8 @@ def read(folder: Path, sm: int | None, reads_inline: bool) -> Quant:
     raise Unsupported(f"{folder}: this TensorRT-LLM would ignore quant_method {method!r} and load it wrong{hint}")
 
 
-def check(setup: Setup, quant: Quant, config: Mapping[str, Any]) -> None:
-    """Raises Unsupported where the checkpoint is of another precision, or does not divide over the ranks."""
+def check(setup: Setup, quant: Quant) -> None:
+    """Raises Unsupported where the checkpoint is of another precision."""
     if quant.algorithm == "MIXED_PRECISION":
         raise Unsupported(f"{setup.source} mixes precisions by layer; no one name of a precision is true of it")
     found = FORMATS.get(quant.algorithm, quant.algorithm)
@@ -84,15 +84,13 @@ def check(setup: Setup, quant: Quant, config: Mapping[str, Any]) -> None:
         named = f"{found} ({quant.algorithm} in {quant.said_in})" if quant.algorithm else "not quantised"
         advice = f"give --checkpoint {setup.precision}=PATH" if setup.precision != "bf16" else f"ask for {found}"
         raise Unsupported(f"{setup.source} is {named}; TensorRT-LLM takes precision from the checkpoint: {advice}")
-    _divides(setup, quant, config.get("text_config") or config)
 
 
 def prepared(setup: Setup, folder: Path, quant: Quant, sm: int | None, into: Path) -> tuple[Path, Quant]:
     """What the engine opens: the folder; or `into`, with links to its files and other words about precision, for random
     weights in a format the checkpoint lacks, and where keys and values would be quantised with the weights."""
     if setup.weights == "dummy" and quant.algorithm is None and setup.precision != "bf16":
-        algorithm = {"fp8": "FP8", "fp8_block": "FP8_BLOCK_SCALES", "nvfp4": "NVFP4"}.get(setup.precision)
-        algorithm = algorithm or ("W4A16_MXFP4" if (sm or 0) < 100 else "W4A8_MXFP4_MXFP8")
+        algorithm = _mxfp4(sm) if setup.precision == "mxfp4" else provenance.QUANT_ALGO[setup.precision]
         spared = NOT_PRODUCTS + ["*self_attn*"] * (setup.quantize == "experts")
         said = {"quant_algo": algorithm, "kv_cache_quant_algo": None, "exclude_modules": spared}
         said |= {"group_size": 16} if algorithm == "NVFP4" else {}
@@ -109,6 +107,10 @@ def prepared(setup: Setup, folder: Path, quant: Quant, sm: int | None, into: Pat
 
 def config_of(folder: Path) -> dict[str, Any]:
     return _json(folder / CONFIG)
+
+
+def _mxfp4(sm: int | None) -> str:
+    return "W4A16_MXFP4" if (sm or 0) < 100 else "W4A8_MXFP4_MXFP8"
 
 
 def _fp8(said: Mapping[str, Any], folder: Path) -> str:
@@ -136,21 +138,6 @@ def _compressed(said: Mapping[str, Any], folder: Path, reads_inline: bool) -> st
             return "NVFP4"
     found = sorted(kinds, key=str)
     raise Unsupported(f"{folder}: this TensorRT-LLM does not read compressed-tensors weights of {found}")
-
-
-def _divides(setup: Setup, quant: Quant, config: Mapping[str, Any]) -> None:
-    def rule(what: str, number: int | None, by: int) -> None:
-        if number is not None and number % by:
-            raise Unsupported(f"{what} ({number}) must be divisible by {by} (tp {setup.tp}, ep {setup.ep})")
-
-    rule("tp", setup.tp, setup.ep)
-    rule("attention heads", config.get("num_attention_heads"), setup.tp)
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    rule("experts", next((config[name] for name in names if config.get(name)), None), setup.ep)
-    width = config.get("moe_intermediate_size")
-    rule("moe_intermediate_size", width, setup.tp // setup.ep)
-    if width is not None and quant.algorithm == "FP8_BLOCK_SCALES":
-        rule("moe_intermediate_size / (tp / ep), in FP8 blocks,", width // (setup.tp // setup.ep), 128)
 
 
 def _linked(folder: Path, into: Path, new: Mapping[str, Any]) -> Path:

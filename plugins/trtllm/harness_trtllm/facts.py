@@ -45,57 +45,57 @@ def facts(llm: Any, version: str, live: Live, cached_tokens: int) -> dict[str, A
     """The facts of harness.engine.Session."""
     model, setup = live_model(llm), live.load.setup
     seen = look(model) if model is not None else live.probed
-    problem = seen if isinstance(seen, str) else None
-    seen = {} if problem is not None else seen
-    of_layers = provenance.summary(seen.get("layers", []))
-    args = llm.args
-    graphs, kv = _of(args, "cuda_graph_config"), _of(args, "kv_cache_config")
+    problem, seen = (seen, {}) if isinstance(seen, str) else (None, seen)
+    args = vars(llm.args)
+    graphs = args.get("cuda_graph_config")
     found = {
         "engine_version": version,
-        **of_layers,
+        **provenance.summary(seen.get("layers", [])),
         "layers_read_from": _source(model is not None, seen, live.config),
         "moe_backend_requested": setup.moe_backend,
         "moe_backend_given": live.chosen.get("moe_config", {}).get("backend", "the version's own choice"),
         "moe_resolution": seen.get("moe_resolution"),
         "downgrades": live.journal.downgrades(),
-        "disable_finalize_fusion": _of(_of(args, "moe_config"), "disable_finalize_fusion"),
+        "disable_finalize_fusion": getattr(args.get("moe_config"), "disable_finalize_fusion", None),
         "fusion": fusion(setup, next(iter(live.config.get("architectures") or []), None)),
         "checkpoint_quant": f"{live.quant.algorithm or 'none'}, from {live.quant.said_in}",
         "attention_backend": seen.get("attention_backend"),
         "kv_dtype": seen.get("kv_dtype"),
-        "prefix_cache": _of(kv, "enable_block_reuse"),
+        "prefix_cache": getattr(args.get("kv_cache_config"), "enable_block_reuse", None),
         "prefix_cache_hits": cached_tokens,
-        "cuda_graphs": graphs is not None,
-        "cudagraph_mode": "none" if graphs is None else f"decode steps of {_of(graphs, 'batch_sizes')}, padded between",
-        "compiled": None if not hasattr(args, "torch_compile_config") else args.torch_compile_config is not None,
-        "compile_mode": "none" if _of(args, "torch_compile_config") is None else str(args.torch_compile_config),
-        "chunked_prefill": _of(args, "enable_chunked_prefill"),
-        "max_num_batched_tokens": _of(args, "max_num_tokens"),
-        "max_num_seqs": _of(args, "max_batch_size"),
-        "overlap_scheduler": not _of(args, "disable_overlap_scheduler"),
-        "speculative_decoding": "off" if _of(args, "speculative_config") is None else str(args.speculative_config),
+        "cuda_graphs": _is_on(args, "cuda_graph_config"),
+        "cudagraph_mode": "none" if graphs is None else f"decode steps of {graphs.batch_sizes}, padded between",
+        "compiled": _is_on(args, "torch_compile_config"),
+        "compile_mode": _words(args, "torch_compile_config", "none"),
+        "chunked_prefill": args.get("enable_chunked_prefill"),
+        "max_num_batched_tokens": args.get("max_num_tokens"),
+        "max_num_seqs": args.get("max_batch_size"),
+        "overlap_scheduler": None if "disable_overlap_scheduler" not in args else not args["disable_overlap_scheduler"],
+        "speculative_decoding": _words(args, "speculative_config", "off"),
         "executor": type(llm._executor).__name__ if hasattr(llm, "_executor") else None,
         "model_in_this_process": model is not None,
         "clock": _clock(live, model is not None),
         "not_offered": list(live.lacking),
-        "environment": {
-            "python": platform.python_version(),
-            **_torch(),
-            "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
-        },
+        "environment": _environment(),
     }
-    unread = [name for name, value in found.items() if value is None]
     other = problem or f"not found in TensorRT-LLM {version}"
-    return {**found, "unread": {name: REASONS.get(name, other) for name in unread}}
+    return {**found, "unread": {name: REASONS.get(name, other) for name, value in found.items() if value is None}}
+
+
+def _is_on(args: Mapping[str, Any], name: str) -> bool | None:
+    return args[name] is not None if name in args else None
+
+
+def _words(args: Mapping[str, Any], name: str, off: str) -> str | None:
+    return (off if args[name] is None else str(args[name])) if name in args else None
 
 
 def _source(is_here: bool, seen: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     if not seen:
         return None
     walked = f"{seen['layer_count']} of {config.get('num_hidden_layers', '?')} layers"
-    if is_here:
-        return f"the loaded model, {walked}"
-    return f"a probe: the same checkpoint's layout with random weights in a process of its own, {walked}"
+    probed = "a probe: the same checkpoint's layout with random weights in a process of its own"
+    return f"{'the loaded model' if is_here else probed}, {walked}"
 
 
 def _clock(live: Live, is_here: bool) -> str:
@@ -106,11 +106,9 @@ def _clock(live: Live, is_here: bool) -> str:
     return f"{host}; first and last token by request_perf_metrics since the request's arrival, added to its hand-over"
 
 
-def _of(owner: Any, name: str) -> Any:
-    return getattr(owner, name, None)
-
-
-def _torch() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     import torch  # already there: the engine needs it
 
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+    own = {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+    return {"python": platform.python_version(), **own, "variables": variables}

@@ -15,18 +15,10 @@ from harness.provenance import group, joined, kind_of
 from harness_trtllm.checkpoint import FORMATS
 
 BACKENDS = {  # class that multiplies -> its name as an argument
-    "CutlassFusedMoE": "CUTLASS",
-    "TRTLLMGenFusedMoE": "TRTLLM",
-    "DeepGemmFusedMoE": "DEEPGEMM",
-    "CuteDslFusedMoE": "CUTEDSL",
-    "CuteDslB12xFusedMoE": "CUTEDSL",
-    "WideEPMoE": "WIDEEP",
-    "TritonFusedMoE": "TRITON",
-    "VanillaMoE": "VANILLA",
-    "DenseGEMMFusedMoE": "DENSEGEMM",
-    "MarlinFusedMoE": "MARLIN",
-    "MegaMoEDeepGemm": "MEGAMOE_DEEPGEMM",
-    "MegaMoECuteDsl": "MEGAMOE_CUTEDSL",
+    **{"CutlassFusedMoE": "CUTLASS", "TRTLLMGenFusedMoE": "TRTLLM", "DeepGemmFusedMoE": "DEEPGEMM"},
+    **{"CuteDslFusedMoE": "CUTEDSL", "CuteDslB12xFusedMoE": "CUTEDSL", "WideEPMoE": "WIDEEP"},
+    **{"TritonFusedMoE": "TRITON", "VanillaMoE": "VANILLA", "DenseGEMMFusedMoE": "DENSEGEMM"},
+    **{"MarlinFusedMoE": "MARLIN", "MegaMoEDeepGemm": "MEGAMOE_DEEPGEMM", "MegaMoECuteDsl": "MEGAMOE_CUTEDSL"},
 }
 KV_DTYPES = {"FP8": "float8_e4m3fn", "INT8": "int8", "NVFP4": "nvfp4"}
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -50,7 +42,7 @@ def look(model: torch.nn.Module) -> dict[str, Any]:
     return {
         "layers": group(described),
         "layer_count": len(numbers),
-        "kv_dtype": _kv_dtype(config, described),
+        "kv_dtype": _kv_dtype(config),
         "attention_backend": joined(
             type(module.attn).__name__ for name, module in model.named_modules() if hasattr(module, "attn")
         ),
@@ -68,30 +60,28 @@ def _described(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         kind, kernel = kind_of(name), type(concrete).__name__
         algorithm = _algorithm(concrete) or _algorithm(module)
+        is_weight_only = "A16" in (algorithm or "") or kernel == "MarlinFusedMoE"
         is_plain = all(each.dtype in SHORT for each in stored)
         plain = joined(SHORT[each.dtype] for each in stored) if is_plain else None
-        yield (
-            name,
-            {
-                "kind": kind,
-                "module": type(module).__name__,
-                "quant_method": None if plain else algorithm,
-                "backend": BACKENDS.get(kernel) if kind == "experts" else None,
-                "kernel": kernel,
-                "format": plain or (FORMATS.get(algorithm, algorithm.lower()) if algorithm else None),
-                "activations": "as weights" if plain else "16 bit" if _is_weight_only(algorithm, kernel) else algorithm,
-                "weight_dtypes": joined(str(each.dtype).removeprefix("torch.") for each in stored),
-                "compute_mode": WEIGHT_ONLY if not plain and _is_weight_only(algorithm, kernel) else NATIVE,
-            },
-        )
+        description = {
+            "kind": kind,
+            "module": type(module).__name__,
+            "quant_method": None if plain else algorithm,
+            "backend": BACKENDS.get(kernel) if kind == "experts" else None,
+            "kernel": kernel,
+            "format": plain or (FORMATS.get(algorithm, algorithm.lower()) if algorithm else None),
+            "activations": "as weights" if plain else "16 bit" if is_weight_only else algorithm,
+            "weight_dtypes": joined(str(each.dtype).removeprefix("torch.") for each in stored),
+            "compute_mode": WEIGHT_ONLY if not plain and is_weight_only else NATIVE,
+        }
+        yield name, description
 
 
 def _layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """Modules with weights of their own, and each layer's experts as one module."""
     for name, module in model.named_modules():
-        if name.endswith(".experts"):
-            yield name, module
-        elif ".experts." not in name and any(True for _ in module.parameters(recurse=False)):
+        has_own = any(True for _ in module.parameters(recurse=False))
+        if name.endswith(".experts") or has_own and ".experts." not in name:
             yield name, module
 
 
@@ -100,11 +90,7 @@ def _algorithm(module: Any) -> str | None:
     return None if found is None or str(found) == "NO_QUANT" else str(found)
 
 
-def _is_weight_only(algorithm: str | None, kernel: str) -> bool:
-    return "A16" in (algorithm or "") or kernel == "MarlinFusedMoE"
-
-
-def _kv_dtype(config: Any, described: list[tuple[str, dict[str, Any]]]) -> str | None:
+def _kv_dtype(config: Any) -> str | None:
     """Of keys and values: their own algorithm, else the type that attention computes in."""
     quant = getattr(config, "quant_config", None)
     if quant is None or not hasattr(quant, "kv_cache_quant_algo"):

@@ -16,14 +16,8 @@ from typing import Any
 
 TIMEOUT_S = 600.0
 FEW_LAYERS = 4  # of a model that needs several GPUs; the probe has one
-SMALL = {
-    "load_format": "dummy",
-    "cuda_graph_config": None,
-    "tensor_parallel_size": 1,
-    "moe_expert_parallel_size": 1,
-    "moe_tensor_parallel_size": 1,
-    "max_batch_size": 1,
-}
+SMALL = {"load_format": "dummy", "cuda_graph_config": None, "max_batch_size": 1}
+SMALL |= dict.fromkeys(("tensor_parallel_size", "moe_expert_parallel_size", "moe_tensor_parallel_size"), 1)
 ALSO = {"enable_autotuner": False}  # where the version has it
 
 

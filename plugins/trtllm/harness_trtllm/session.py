@@ -22,6 +22,7 @@ from harness import (
     Logits,
     OutOfMemory,
     Response,
+    Sampling,
     Unsupported,
     device,
     failures,
@@ -30,7 +31,6 @@ from harness_trtllm import arguments, checkpoint, facts
 from harness_trtllm.journal import Journal
 from harness_trtllm.probe import probe
 
-SHUTDOWN_S = 20.0
 IN_FLIGHT = 8  # requests whose logits, [tokens, vocabulary] each, may exist at once
 NOT_POSSIBLE = ("not supported", "unsupported", "only supports", "can_implement", "does not support")
 
@@ -50,19 +50,17 @@ class TrtllmSession:
         self._folder = tempfile.TemporaryDirectory(prefix="trtllm-", dir=Path.cwd(), ignore_cleanup_errors=True)
         own = Path(self._folder.name)
         path, quant = checkpoint.prepared(setup, folder, quant, sm, own / "checkpoint")
-        checkpoint.check(setup, quant, config)
+        checkpoint.check(setup, quant)
         chosen, lacking = arguments.arguments(load, str(path), fields, sm)
-        is_here = setup.tp == 1 and (
-            "gather_generation_logits" in chosen or os.environ.get("TLLM_WORKER_USE_SINGLE_PROCESS") == "1"
-        )
-        looked = "" if is_here else probe(chosen, fields, config, own)
+        self._has_logits = "gather_generation_logits" in chosen
+        is_asked_here = self._has_logits or os.environ.get("TLLM_WORKER_USE_SINGLE_PROCESS") == "1"
+        looked = "" if setup.tp == 1 and is_asked_here else probe(chosen, fields, config, own)
         try:
             self._llm = self._api.LLM(**chosen)
         except Exception as error:
             raise _classified(error) from error
         self._live = facts.Live(load, chosen, lacking, config, quant, journal, looked)
         self._end_id = _end_id(config)
-        self._has_logits = chosen.get("gather_generation_logits", False)
         self._cached_tokens = 0
 
     def facts(self) -> dict[str, Any]:
@@ -72,21 +70,18 @@ class TrtllmSession:
         """Latency is the caller's. A request's first and last token are as much later than it was handed over as the
         engine saw between its arrival and them; between these two the engine keeps no times."""
         sampling = self._sampling(max_tokens=output_len, return_perf_metrics=True)
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        handed = []
+        given, handed, requests = [_given(prompt) for prompt in prompts], [], []
         started = time.perf_counter_ns()
-        requests = []
         for prompt in given:
             handed.append(time.perf_counter_ns())
             requests.append(self._llm.generate_async(prompt, sampling_params=sampling))
         outputs = [request.result() for request in requests]
         finished = time.perf_counter_ns()
-        for output in outputs:
+        responses = []
+        for output, when in zip(outputs, handed):
             self._check_cached(output)
-        responses = [
-            Response(tuple(output.outputs[0].token_ids), _times(output.outputs[0], when, output_len))
-            for output, when in zip(outputs, handed)
-        ]
+            completion = output.outputs[0]
+            responses.append(Response(tuple(completion.token_ids), _times(completion, when, output_len)))
         return Generation(started, finished, tuple(responses))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
@@ -111,21 +106,28 @@ class TrtllmSession:
         sampling = self._sampling(max_tokens=output_len, return_generation_logits=True)
         found = []
         with closing(self._in_order(prompts, sampling)) as outputs:
-            for output in outputs:
-                completion = output.outputs[0]
-                logits_RV = completion.generation_logits
-                _check_rows("generation_logits", logits_RV, output_len)
-                found.append((tuple(completion.token_ids), Logits(logits_RV.float())))
+            for completion in (output.outputs[0] for output in outputs):
+                _check_rows("generation_logits", completion.generation_logits, output_len)
+                found.append((tuple(completion.token_ids), Logits(completion.generation_logits.float())))
         return found
 
-    def recording(self, profiler: str, folder: Path) -> AbstractContextManager[None]:
-        """On one GPU the model is in this process (arguments.variables), and so is the capture range. With several the
-        engine's ranks open it themselves, at the iterations of TLLM_PROFILE_START_STOP."""
-        if self._live.tp > 1:
-            return nullcontext()
-        from harness.profilers.ranges import window
+    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[tuple[int, ...]]:
+        named = {name: getattr(sampling, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
+        stop = {"stop_token_ids": list(sampling.stop), "include_stop_str_in_output": True}  # else it is cut off
+        drawn = self._sampling(**named, **stop)
+        with closing(self._in_order(prompts, drawn)) as outputs:
+            return [tuple(output.outputs[0].token_ids) for output in outputs]
 
-        return window(profiler, str(folder / "rank0.json.gz"))
+    def recording(self, profiler: str, folder: Path) -> AbstractContextManager[None]:
+        """On one GPU the model is in this process (arguments.variables), and so is the recording. With several the
+        engine's ranks open nsys's range themselves, at the turns of TLLM_PROFILE_START_STOP."""
+        if self._live.tp == 1:
+            from harness_trtllm.recording import recording
+
+            return recording(self._llm._executor.engine.model_engine, profiler, folder)
+        if profiler == "torch":
+            raise Unsupported("PyTorch's profiler sees TensorRT-LLM on one GPU; with several take --profile nsys")
+        return nullcontext()
 
     def close(self) -> None:
         """The engine's shutdown sometimes hangs: it gets SHUTDOWN_S, and what is left then ends with the worker, whose
@@ -135,10 +137,10 @@ class TrtllmSession:
             return
         ending = threading.Thread(target=llm.shutdown, daemon=True)
         ending.start()
-        ending.join(SHUTDOWN_S)
+        ending.join(arguments.SHUTDOWN_S)
         self._folder.cleanup()
         if ending.is_alive():
-            print(f"harness: TensorRT-LLM did not shut down within {SHUTDOWN_S:g} s; it is killed", file=sys.stderr)
+            print(f"harness: TensorRT-LLM did not end within {arguments.SHUTDOWN_S:g} s; it is killed", file=sys.stderr)
 
     def _context_logits(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
         """Each sequence with the rows, [R, V] in FP32, that predict its tokens 1..n-1."""
@@ -153,8 +155,7 @@ class TrtllmSession:
         waiting: deque[Any] = deque()
         try:
             for sequence in sequences:
-                prompt = {"prompt_token_ids": list(sequence)}
-                waiting.append(self._llm.generate_async(prompt, sampling_params=sampling))
+                waiting.append(self._llm.generate_async(_given(sequence), sampling_params=sampling))
                 if len(waiting) == IN_FLIGHT:
                     yield self._finished(waiting.popleft())
             while waiting:
@@ -169,7 +170,7 @@ class TrtllmSession:
         return output
 
     def _sampling(self, **named: Any) -> Any:
-        """Greedy, by leaving temperature, top_k and top_p alone."""
+        """Greedy where temperature, top_k and top_p are left alone."""
         return self._api.SamplingParams(end_id=self._end_id, ignore_eos=True, detokenize=False, **named)
 
     def _check_cached(self, output: Any) -> None:
@@ -191,18 +192,18 @@ def _imported() -> tuple[Any, Any]:
     return tensorrt_llm, TorchLlmArgs.model_fields
 
 
+def _given(prompt: Sequence[int]) -> dict[str, list[int]]:
+    return {"prompt_token_ids": list(prompt)}
+
+
 def _times(completion: Any, handed_ns: int, output_len: int) -> tuple[int | None, ...]:
     """Of a request's tokens: the first, the last, None between; all None where the engine gave no times."""
     times: list[int | None] = [None] * output_len
     timing = getattr(getattr(completion, "request_perf_metrics", None), "timing_metrics", None)
     if timing is not None and timing.last_token_time >= timing.first_token_time > timing.arrival_time:
-        times[-1] = handed_ns + _ns(timing.last_token_time - timing.arrival_time)
-        times[0] = handed_ns + _ns(timing.first_token_time - timing.arrival_time)
+        for index, when in ((-1, timing.last_token_time), (0, timing.first_token_time)):
+            times[index] = handed_ns + (when - timing.arrival_time) // timedelta(microseconds=1) * 1000
     return tuple(times)
-
-
-def _ns(span: timedelta) -> int:
-    return span // timedelta(microseconds=1) * 1000
 
 
 def _check_rows(what: str, logits_RV: Any, expected: int) -> None:

@@ -15,7 +15,8 @@ What goes wrong in the real one goes wrong here when TRTLLM_DOUBLE_FAULT names i
     nan                 logits are not numbers
 
 By itself it does what the real one does unasked: prints on stdout when imported, puts the model into a process of its
-own, takes CUTLASS where another MoE backend cannot serve, reads checkpoints of unknown quantisation as unquantised.
+own, takes CUTLASS where another MoE backend cannot serve, reads checkpoints of unknown quantisation as unquantised. It
+serves in turns, all requests under way in each, and says on stdout which turns TLLM_PROFILE_START_STOP held.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ import threading
 from typing import Any
 
 from trtllm_double import Era
-from trtllm_double.engine import Engine, arrival
-from trtllm_double.outputs import RequestOutput
+from trtllm_double.outputs import RequestOutput, now
 
 
 class GenerationExecutorWorker:
     """In this process: the model can be walked, at `engine.model_engine.model`."""
 
     def __init__(self, args: Any, era: Era) -> None:
+        from trtllm_double.engine import Engine  # here and not above: only who has the model pays for transformers
+
         print("[TRT-LLM] [I] Using single process worker for TP1", flush=True)
         self.engine = Engine(args, era)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -27,7 +28,7 @@ class GenerationExecutorWorker:
 
     def submit(self, output: RequestOutput, request: dict[str, Any]) -> None:
         self._waiting[output.request_id] = output
-        self._inbox.put({**request, "arrival": arrival()})
+        self._inbox.put({**request, "arrival": now()})
 
     def cancel(self, number: int) -> None:
         self.engine.aborted.add(number)
@@ -99,6 +100,8 @@ class GenerationExecutorProxy:
 def _lead(pipe: Any, settings: dict[str, Any], era: Era) -> None:
     import tensorrt_llm  # prints, as in every process
 
+    from trtllm_double.engine import Engine
+
     try:
         engine = Engine(tensorrt_llm.llmapi.llm_args.TorchLlmArgs(**settings), era)
     except Exception as error:
@@ -111,7 +114,7 @@ def _lead(pipe: Any, settings: dict[str, Any], era: Era) -> None:
     sys.stdout.flush()
 
 
-def _receive(pipe: Any, inbox: queue.SimpleQueue, engine: Engine) -> None:
+def _receive(pipe: Any, inbox: queue.SimpleQueue, engine: Any) -> None:
     """A request, the number of one to abort, or None: the end."""
     message: Any = 0
     while message is not None:
@@ -122,7 +125,7 @@ def _receive(pipe: Any, inbox: queue.SimpleQueue, engine: Engine) -> None:
         if isinstance(message, int):
             engine.aborted.add(message)
         else:
-            inbox.put(message and {**message, "arrival": arrival()})
+            inbox.put(message and {**message, "arrival": now()})
 
 
 def _follow(pipe: Any) -> None:

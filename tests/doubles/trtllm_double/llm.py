@@ -68,7 +68,11 @@ class _LLM:
         prompt = inputs if isinstance(inputs, list) else inputs["prompt_token_ids"]
         self._check(prompt, sampling)
         output = RequestOutput(next(self._numbers), prompt, self._executor.cancel)
-        request = {"id": output.request_id, "prompt": prompt, "sampling": asdict(sampling)}
+        request = {
+            "id": output.request_id,
+            "prompt": prompt,
+            "sampling": {**asdict(sampling), "is_greedy": sampling.is_greedy},
+        }
         self._executor.submit(output, request)
         return output
 

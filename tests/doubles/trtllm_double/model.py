@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trtllm_double import Era
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SERVED = {  # by MoE backend, the algorithms it serves; None: unquantised. Others go to CUTLASS, with a warning
     "TRTLLM": {"FP8_BLOCK_SCALES", "NVFP4", "W4A16_MXFP4", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "W4A8_MXFP4_MXFP8"},
@@ -32,26 +36,39 @@ FP8 = torch.float8_e4m3fn
 STORED = {"FP8": FP8, "FP8_BLOCK_SCALES": FP8, None: torch.bfloat16}  # others as packed bytes
 
 
-def build(args: Any, era: Era) -> tuple[PreTrainedModel, nn.Module]:
-    """What computes, and what is shown of it."""
+def build(args: Any, era: Era) -> tuple[Callable[[], PreTrainedModel], nn.Module]:
+    """What computes, and what is shown of it. Random weights are made when they are first needed: a look needs none."""
     folder = Path(args.model)
     if args.dtype not in ("auto", "bfloat16"):
         raise ValueError(f"the double computes in bfloat16, not {args.dtype}")
-    quant = quant_config(folder, era)
+    quant, is_random = quant_config(folder, era), args.load_format.name == "DUMMY"
+    if quant.quant_algo is not None and not is_random:
+        raise NotImplementedError("the double reads unquantised weights only; quantised ones as random weights")
+    more = args.model_kwargs or {}
+    config = SimpleNamespace(**{**json.loads((folder / "config.json").read_text()), **more})
+    model = shown(config, quant, args.moe_config.backend, era)
+    inside = cache(lambda: _inside(folder, more, is_random, model))
+    if not is_random:
+        inside()
+    return inside, model
+
+
+def _inside(folder: Path, more: dict[str, Any], is_random: bool, model: nn.Module) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM  # late: it takes seconds
+
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    for name, value in (args.model_kwargs or {}).items():
+    for name, value in more.items():
         setattr(config, name, value)
     config._experts_implementation = "grouped_mm"
-    if args.load_format.name == "DUMMY":
+    if is_random:
         torch.manual_seed(0)
         inside = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     else:
-        if quant.quant_algo is not None:
-            raise NotImplementedError("the double reads unquantised weights only; quantised ones as random weights")
         inside = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16)
-    return inside.eval(), shown(config, quant, args.moe_config.backend, era)
+    connect(inside, model)
+    return inside.eval()
 
 
 def quant_config(folder: Path, era: Era) -> SimpleNamespace:
@@ -115,6 +132,19 @@ def shown(config: Any, quant: SimpleNamespace, asked: str, era: Era) -> nn.Modul
     pretrained = SimpleNamespace(torch_dtype=torch.bfloat16, num_hidden_layers=config.num_hidden_layers)
     whole.model_config = SimpleNamespace(quant_config=quant, pretrained_config=pretrained, moe_backend=asked)
     return whole
+
+
+def connect(inside: PreTrainedModel, model: nn.Module) -> None:
+    """What computes runs through what is shown, so that hooks on the modules shown are called."""
+    pairs = [(inside, model), (inside.model, model.model), (inside.model.embed_tokens, model.model.embed_tokens)]
+    pairs.append((inside.lm_head, model.lm_head))
+    for theirs, ours in zip(inside.model.layers, model.model.layers):
+        pairs += [(theirs, ours), (theirs.self_attn, ours.self_attn), (theirs.mlp, ours.mlp)]
+        pairs += [(theirs.self_attn.o_proj, ours.self_attn.o_proj), (theirs.mlp.gate, ours.mlp.gate)]
+        pairs.append((theirs.mlp.experts, ours.mlp.experts))
+    for theirs, ours in pairs:
+        ours.forward = theirs.forward
+        theirs.forward = ours.__call__
 
 
 def _module(name: str, quant: SimpleNamespace, weights: list[str]) -> nn.Module:

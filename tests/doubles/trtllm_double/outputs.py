@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+EPOCH_S = 250_000.0  # its steady clock has a zero of its own, so that only differences mean anything
 NAMES = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
 
 
@@ -98,7 +101,7 @@ class RequestOutput:
     def _fill(self, found: dict[str, Any]) -> None:
         completion = self.outputs[0]
         completion.token_ids = list(found["token_ids"])
-        completion.finish_reason = "cancelled" if found["is_cancelled"] else "length"
+        completion.finish_reason, completion.stop_reason = found["finish_reason"], found["stop_reason"]
         completion.generation_logits = _tensor(found["generation_logits"])
         rows = found["prompt_logprobs"]
         completion.prompt_logprobs = [{token: Logprob(*pair) for token, pair in row.items()} for row in rows]
@@ -110,5 +113,14 @@ class RequestOutput:
             completion.request_perf_metrics = RequestPerfMetrics(timing)
 
 
+def now() -> float:
+    """Seconds on the engine's clock."""
+    return EPOCH_S + time.monotonic()
+
+
 def _tensor(array: Any) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array)
+    if array is None:
+        return None
+    import torch  # late: where the model is in another process, ranks and the asking process start without it
+
+    return torch.from_numpy(array)

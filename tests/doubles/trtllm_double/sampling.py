@@ -62,7 +62,10 @@ class SamplingParams:
         return unset or self.top_k == 1 or self.top_p == 0.0 or self.temperature == 0
 
     def __post_init__(self) -> None:
-        if not self.is_greedy:
-            raise NotImplementedError("the double decodes greedily only")
+        if self.n != 1 or self.best_of or self.use_beam_search:
+            raise NotImplementedError("the double gives one continuation a request")
         if self.max_tokens < 1:
             raise ValueError("max_tokens must be at least 1")
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            if (value := getattr(self, name)) is not None and (value < 0 or name == "top_p" and value > 1):
+                raise ValueError(f"{name} cannot be {value}")

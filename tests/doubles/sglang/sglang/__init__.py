@@ -5,7 +5,7 @@
     oom          the scheduler runs out of memory while it loads
     die          the scheduler dies at its third request
     stop         answers end one token early
-    cached       answers say that 4 tokens came from a cache
+    cached       answers to a prompt that came before say that 4 tokens came from a cache
     nan          log-probabilities are not numbers
     shifted      log-probabilities lack the first entry, which is None
     auto         no layer says which MoE runner it has

@@ -1,10 +1,12 @@
-"""How SGLang ends processes: all of them, its own included."""
+"""What is asked of the double, and how SGLang ends processes: all of them, its own included."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+
+SINS = os.environ.get("SGLANG_DOUBLE", "").split(",")
 
 
 def kill_process_tree(parent: int, include_parent: bool = True) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from sglang.srt.managers.io_struct import GenerateReq, ProfileReq, SamplingParams
+from sglang.srt.managers.io_struct import GenerateReq, ProfileReq
 from sglang.srt.managers.scheduler import run_scheduler_process
+from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.srt.utils import kill_process_tree
 from sglang.version import __version__

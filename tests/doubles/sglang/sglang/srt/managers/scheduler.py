@@ -13,12 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from transformers import DynamicCache
-
+from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.managers.io_struct import GenerateReq, ProfileReq
-from sglang.srt.model_executor.model_runner import SINS, ModelRunner
 from sglang.srt.server_args import PortArgs, ServerArgs
+from sglang.srt.utils import SINS
 
 logger = logging.getLogger(__name__)
 MEMORY_TOKENS = 1 << 16
@@ -38,10 +36,13 @@ class Scheduler:
         if "gpu" not in SINS:
             raise ModuleNotFoundError("No module named 'vllm'")  # what SGLang comes to where there is no GPU
         if "oom" in SINS:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise _out_of_memory()
         server_args.check()
+        backend = MoeRunnerBackend(server_args.moe_runner_backend)
+        from sglang.srt.model_executor.model_runner import ModelRunner  # imports torch: not before it is needed
+
         self.server_args, self._requests = server_args, port_args.requests
-        self.tp_worker = SimpleNamespace(model_runner=ModelRunner(server_args))
+        self.tp_worker = SimpleNamespace(model_runner=ModelRunner(server_args, backend))
         config = self.tp_worker.model_runner.model.config
         self._eos = config.eos_token_id
         context = server_args.context_length or config.max_position_embeddings
@@ -52,7 +53,7 @@ class Scheduler:
         self.max_total_num_tokens, self.max_running_requests = MEMORY_TOKENS, server_args.max_running_requests or 256
         self.enable_overlap = not server_args.disable_overlap_schedule
         self.tree_cache = ChunkCache() if server_args.disable_radix_cache else RadixCache()
-        self._served, self._profile = 0, None
+        self._served, self._seen, self._profile = 0, set(), None
 
     def get_init_info(self) -> dict[str, Any]:
         return {
@@ -92,6 +93,8 @@ class Scheduler:
             raise RuntimeError(f"unknown activities {request.activities}")
         folder = Path(request.output_dir or os.environ.get("SGLANG_TORCH_PROFILER_DIR", "/tmp"))
         path = folder / f"{request.profile_id or time.time()}-TP-0.trace.json.gz"
+        import torch
+
         activity = torch.profiler.ProfilerActivity.CPU
         profile = torch.profiler.profile(activities=[activity], record_shapes=request.record_shapes is not False)
         profile.start()
@@ -115,31 +118,23 @@ class Scheduler:
             yield from self._steps(request, rids, list(prompts))
 
     def _steps(self, request: GenerateReq, rids: tuple[str, ...], prompts: list[list[int]]) -> Iterator[Any]:
-        runner, sampling = self.tp_worker.model_runner, request.sampling_params
-        length = len(prompts[0])
+        sampling, length = request.sampling_params, len(prompts[0])
         wanted = min(sampling.max_new_tokens, self.max_req_len - length - 1) - ("stop" in SINS)
-        cache = DynamicCache(config=runner.model.config)
-        step = ids_AT = torch.tensor(prompts)
-        drawn = torch.Generator().manual_seed(sampling.sampling_seed or 0)
-        alive = set(range(len(rids)))
-        tokens: list[list[int]] = [[] for _ in rids]
-        for index in range(max(wanted, 1)):
-            logits_AV = (logits_ATV := runner.forward(step, cache))[:, -1]
-            step = _choose(logits_AV, sampling, drawn)
+        cached = [4 if "cached" in SINS and tuple(prompt) in self._seen else 0 for prompt in prompts]
+        self._seen.update(map(tuple, prompts))
+        counts = dict.fromkeys(range(len(rids)), 0)  # tokens of those that go on
+        for step in self.tp_worker.model_runner.steps(request, prompts, wanted):
             outputs = []
-            for row in sorted(alive):
-                token = int(step[row])
-                tokens[row].append(token)
-                reason = self._finish(token, len(tokens[row]), wanted, sampling)
+            for row in list(counts):
+                counts[row] += 1
+                token = step[row].pop("token")
+                reason = self._finish(token, counts[row], wanted, sampling)
                 if reason:
-                    alive.remove(row)
+                    del counts[row]
                 said = {"rid": rids[row], "new": [token], "finish_reason": reason, "prompt_tokens": length}
-                said["cached_tokens"] = 4 if "cached" in SINS else 0
-                if request.return_logprob:
-                    said |= self._logprobs(request, ids_AT[row], logits_ATV[row], token, is_first=index == 0)
-                outputs.append(said)
+                outputs.append({**said, "cached_tokens": cached[row], **step[row]})
             yield outputs
-            if not alive:
+            if not counts:
                 return
 
     def _finish(self, token: int, count: int, wanted: int, sampling: Any) -> dict[str, Any] | None:
@@ -147,38 +142,11 @@ class Scheduler:
             return {"type": "stop", "matched": token}
         return {"type": "length", "length": count} if count >= wanted else None
 
-    def _logprobs(
-        self, request: GenerateReq, ids_T: torch.Tensor, logits_TV: torch.Tensor, token: int, is_first: bool
-    ) -> dict[str, Any]:
-        """Of the new token, and in the first step of the prompt from `logprob_start_len` on."""
-        values_TV = logits_TV.log_softmax(-1)
-        if "nan" in SINS:
-            values_TV = values_TV * float("nan")
-        top = request.top_logprobs_num
-        said = {"output_token_logprobs": [(float(values_TV[-1, token]), token, None)]}
-        said["output_top_logprobs"] = [_top(values_TV[-1], top)] if top else []
-        if is_first and (start := request.logprob_start_len) >= 0:
-            given = values_TV[:-1].gather(-1, ids_T[1:, None])[:, 0].tolist()
-            entries = [(None, int(ids_T[0]), None), *((v, i, None) for v, i in zip(given, ids_T[1:].tolist()))]
-            said["input_token_logprobs"] = entries[start + ("shifted" in SINS) :]
-            said["input_top_logprobs"] = [None, *(_top(row_V, top) for row_V in values_TV[:-1])][start:] if top else []
-        return said
 
+def _out_of_memory() -> Exception:
+    import torch
 
-def _top(values_V: torch.Tensor, count: int) -> list[tuple[float, int, None]]:
-    found = values_V.topk(min(count, len(values_V)))
-    return [(value, index, None) for value, index in zip(found.values.tolist(), found.indices.tolist())]
-
-
-def _choose(logits_AV: torch.Tensor, sampling: Any, drawn: torch.Generator) -> torch.Tensor:
-    """The next tokens [A, 1]: the likeliest, or drawn."""
-    if sampling.temperature < 1e-6:
-        return logits_AV.argmax(-1, keepdim=True)
-    values_AV = logits_AV / sampling.temperature
-    if sampling.top_k > 0:
-        least = values_AV.topk(sampling.top_k).values[:, -1:]
-        values_AV = values_AV.masked_fill(values_AV < least, float("-inf"))
-    return torch.multinomial(values_AV.softmax(-1), 1, generator=drawn)
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
 def run_scheduler_process(
