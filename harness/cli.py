@@ -32,6 +32,10 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.evaluate:evaluate",
         "Check an engine's logits, time it as the NKI-MoE contest does, and score both.",
     ),
+    "expect": (
+        "harness.commands.expect:expect",
+        "Keep what a device measured as expectations, and check later runs against them.",
+    ),
     "explain": (
         "harness.commands.explain:explain",
         "Say where the time between two traces went, per step and kind of work; the bars add up to the wall time.",
@@ -42,6 +46,7 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
     ),
+    "results": ("harness.commands.results:results", "Show the records of output folders, or export them."),
     "run": ("harness.commands.run:run", "Measure a model on engines at precisions, and print one table."),
     "sweep": (
         "harness.commands.sweep:sweep",

@@ -143,6 +143,7 @@ class _Worker:
         while True:
             if self.control.stop.is_set():
                 raise Stopped
+            has_ended = self._process.poll() is not None  # asked first: what it wrote before is then to be read
             ready, _, _ = select.select([self._events], [], [], TICK_S)
             chunk = os.read(self._events, 1 << 16) if ready else None
             if chunk:
@@ -150,7 +151,7 @@ class _Worker:
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 for line in lines:
                     yield json.loads(line)
-            elif chunk == b"" or self._process.poll() is not None and not ready:
+            elif chunk == b"" or has_ended and not ready:
                 status = self._exit_status()
                 kills = failures.oom_kill_count() - self._oom_kills
                 self.failure = failures.of_exit(status, self.log_tail(), kills)

@@ -24,6 +24,8 @@ class Progress:
 
     def on_event(self, load: Load, event: dict[str, Any]) -> None:
         now = time.monotonic()
+        if event["event"] == "loading":
+            self._under_way.pop(id(load), None)  # of a load that is gone, whose place this one has in memory
         what, since = self._under_way.get(
             id(load), (f"{load.setup.engine} {load.setup.model} {load.setup.precision}", now)
         )

@@ -7,11 +7,14 @@ Schema history:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,10 @@ SCHEMA_VERSION = 2
 IDENTITY = frozenset(
     "key status workload engine engine_version model weights precision compute_mode config environment".split()
 )
+MEASURED = ("ok", "mismatch")  # statuses of records that hold numbers
+# How the file of a record starts.
+HEAD = re.compile(rb'\{\s*"schema_version": (?P<schema>\d+),\s*"key": "\w+",\s*"status": "(?P<status>\w+)"')
+BESIDE = ".failed.json"  # after the key: the last failed try of a cell that was measured before
 FREE_BYTES = 16 << 20  # less room than this is said before a model is loaded
 
 Record = dict[str, Any]
@@ -126,13 +133,37 @@ class OutputFolder:
     def log(self, name: str) -> Path:
         return self.root / "logs" / f"{safe_name(name)}.log"
 
+    def read(self, key: str) -> Record | None:
+        """The record of a cell; None where there is none."""
+        found = _parsed(self.root / "records" / f"{key}.json")
+        return found if is_record(found) else None
+
+    def status(self, key: str) -> str | None:
+        """That of a cell's record, from its first lines: a resume asks for thousands. None where there is no record."""
+        try:
+            with (self.root / "records" / f"{key}.json").open("rb") as file:
+                found = HEAD.match(file.read(200))
+        except OSError:
+            return None
+        return found["status"].decode() if found and int(found["schema"]) == SCHEMA_VERSION else None
+
     def write(self, record: Record) -> Path:
-        """Writes the record and its view under the seeds' name. Raises OSError (disk full); no torn file remains."""
-        path = self.root / "records" / f"{record['key']}.json"
-        if record["status"] == "failed" and record["failure"]["class"] == "interrupted" and path.exists():
-            return path  # an answer is not lost to an impatient second try
-        write_json(path, record)
-        write_json(self._view(record), record)
+        """Writes the record and its view under the seeds' name. What was measured is not lost to a later failure, which
+        goes beside it, nor what a newer harness wrote. Raises OSError (disk full); no torn file remains."""
+        folder, stem = self.root / "records", record["key"]
+        is_interrupted = record["status"] == "failed" and record["failure"]["class"] == "interrupted"
+        with locked(self.root / ".records.lock"):
+            if is_newer(_parsed(folder / f"{stem}.json")):
+                stem += f".schema{SCHEMA_VERSION}"
+            path = folder / f"{stem}.json"
+            old = _parsed(path)
+            if is_record(old) and old["status"] in MEASURED and record["status"] not in MEASURED:
+                if record["status"] == "failed" and not is_interrupted:
+                    path = folder / (stem + BESIDE)
+                    write_json(path, record)
+            elif not (is_interrupted and path.exists()):  # an answer is not lost to an impatient second try
+                write_json(path, record)
+                write_json(self._view(record), record)
         return path
 
     def _view(self, record: Record) -> Path:
@@ -150,14 +181,31 @@ class OutputFolder:
 
 
 def read_folder(root: Path) -> Iterator[Record]:
-    """Every readable record of an output folder, by file name. A file that is no record is passed over."""
+    """The record of every cell of an output folder, by file name; of a cell that was measured and failed in a later
+    try, what was measured. A file that is no record is passed over."""
+    for path, value in read_files(root):
+        is_beside = path.name.endswith(BESIDE) and path.with_name(path.name.removesuffix(BESIDE) + ".json").exists()
+        if is_record(value) and not is_beside:
+            yield value
+
+
+def read_files(root: Path) -> Iterator[tuple[Path, Any]]:
+    """Every file of an output folder that is to hold a record, and what it holds: None where that is no JSON."""
     for path in sorted((root / "records").glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if is_record(record):
-            yield record
+        yield path, _parsed(path)
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def is_newer(value: Any) -> bool:
+    """A record of a schema that this version does not know."""
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    return isinstance(version, int) and version > SCHEMA_VERSION
 
 
 def is_record(value: Any) -> bool:
@@ -169,14 +217,26 @@ def is_record(value: Any) -> bool:
     )
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Two runs may share a folder; the kernel lets go of the lock if one of them dies. Raises OSError, for a link too."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: Path, value: Any) -> None:
     """All of it or none of it: a temporary file in the same folder, flushed to disk, then renamed."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

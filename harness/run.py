@@ -87,7 +87,8 @@ class _Run:
                 was_interrupted = True
                 self._interrupted()
         try:
-            ledger.rebuild(self.folder)
+            for line in ledger.rebuild(self.folder):
+                self.warn(line)
         except OSError as error:
             self.problems.append(f"ledger not written: {error}")
         keys = dict.fromkeys(map(self.plan.key, self.plan.cells))

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,8 @@ def test_every_file_named_in_a_page_is_there(page):
 def test_the_line_in_help_is_the_commands_own_first_line(command):
     full = cli.get_command(None, command).help.split("\n\n")[0].replace("\n", " ")
     assert COMMANDS[command][1] == full
+
+
+def test_the_page_of_support_is_what_the_engines_say():
+    made = subprocess.run([sys.executable, ROOT / "tools" / "support_page.py"], capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "support.md").read_text() == made.stdout

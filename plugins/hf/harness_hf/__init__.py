@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
-from harness.precision import EMULATED, NATIVE, PRECISIONS
+from harness.precision import EMULATED, NATIVE, PRECISIONS, UNSUPPORTED
 
 if TYPE_CHECKING:
     from harness import Load, Session
@@ -30,6 +30,8 @@ def harness_register_engines() -> list[EngineSpec]:
 
 
 def support(precision: str, device: Device, version: str | None) -> Support:
+    if device.kind not in ("cpu", "cuda"):
+        return Support(UNSUPPORTED, "here PyTorch computes on CPUs and NVIDIA GPUs")
     if precision == "fp32":
         return Support(NATIVE)
     if precision != "bf16":
