@@ -9,10 +9,10 @@ JOBS ?= 2
 .PHONY: run test venv-vllm clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.hf,profile
+run: $(VENV)/.hf,profile,report
 	$(VENV)/bin/harness run $(ARGS)
 
-test: $(VENV)/.hf,profile,test .venv-vllm/.vllm,test
+test: $(VENV)/.hf,profile,report,test .venv-vllm/.vllm,test
 	$(VENV)/bin/pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 venv-vllm: .venv-vllm/.vllm

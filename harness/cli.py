@@ -46,6 +46,10 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.list:list_group",
         "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
     ),
+    "report": (
+        "harness.commands.report:report",
+        "Write one page about records: the verdict, charts, tables, failures and provenance.",
+    ),
     "results": ("harness.commands.results:results", "Show the records of output folders, or export them."),
     "run": ("harness.commands.run:run", "Measure a model on engines at precisions, and print one table."),
     "sweep": (

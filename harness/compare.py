@@ -1,7 +1,8 @@
 """Whether two records may be compared, and what came of it: one function for `harness compare` and for every table.
 
-A ratio is b / a with its 95 % interval; a difference inside the interval is no difference. The interval covers the
-noise inside the two runs, not that between one start of a program and the next.
+A ratio is b / a with its interval of 99 %; one that holds 1 is no difference. Where both records have three rounds or
+more the rounds are compared, and the interval covers the noise between starts, too; else the iterations are, and it
+covers only the noise inside the two starts.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 from harness import conditions
-from harness.metrics import NS_PER_MS, deviation, mean
+from harness.metrics import deviation, iteration_samples, mean
 from harness.precision import EMULATED
+from harness.stats import LEAST_ROUNDS, common_rounds, interval_of_gap, log_medians, student, welch
 
 BETTER, WORSE, SAME, UNKNOWN = "better", "worse", "no difference", "noise unknown"
-CONFIDENCE = 0.95
 NOISE = "noise"  # what --assume calls metrics without samples
 TOLD = ("model", "engine", "engine_version", "precision", "compute_mode", "moe_backend", "attention_backend", "driver")
 
@@ -40,10 +40,10 @@ class Metric:
 class Difference:
     """`b` against `a` in one metric."""
 
-    a: float
+    a: float  # with rounds, the geometric mean of their medians
     b: float
     ratio: float  # b / a
-    interval: tuple[float, float] | None  # of the ratio, 95 %; None without samples
+    interval: tuple[float, float] | None  # of the ratio; None without samples
     verdict: str  # BETTER, WORSE, SAME or UNKNOWN
 
 
@@ -52,6 +52,7 @@ class Comparison:
     differing: dict[str, tuple[Any, Any]]  # conditions that differ or are unknown, by name: both values
     told: dict[str, tuple[Any, Any]]  # what may differ, and does
     metrics: dict[str, Difference]  # none when not comparable
+    noise: str = ""  # which noise the intervals of speed cover, in words
 
     @property
     def comparable(self) -> bool:
@@ -68,7 +69,8 @@ def compare(a: Record, b: Record, assume: Iterable[str] = ()) -> Comparison:
     if not differing:
         is_assumed_quiet = bool(assume & {NOISE, "all"})
         metrics = {name: _difference(METRICS[name], a, b, is_assumed_quiet) for name in common}
-    return Comparison(differing, told, metrics)
+    is_speed = any(METRICS[name].measures == "speed" for name in metrics)
+    return Comparison(differing, told, metrics, _noise(a, b) if is_speed else "")
 
 
 def common_metrics(a: Record, b: Record) -> list[str]:
@@ -119,9 +121,12 @@ def _are_measured(a: Record, b: Record, value: Callable[[Record], float | None])
 
 
 def _difference(metric: Metric, a: Record, b: Record, is_assumed_quiet: bool) -> Difference:
-    value_a, value_b = metric.value(a), metric.value(b)
+    value_a, value_b, interval = _by_rounds(metric, a, b) or (
+        metric.value(a),
+        metric.value(b),
+        ratio_interval(metric.samples(a), metric.samples(b), metric.is_paired),
+    )
     ratio = value_b / value_a
-    interval = ratio_interval(metric.samples(a), metric.samples(b), metric.is_paired)
     if interval is not None and metric.is_inverse:
         interval = (1 / interval[1], 1 / interval[0])
     if interval is None and is_assumed_quiet:
@@ -135,45 +140,57 @@ def _difference(metric: Metric, a: Record, b: Record, is_assumed_quiet: bool) ->
     return Difference(value_a, value_b, ratio, interval, verdict)
 
 
+def _by_rounds(metric: Metric, a: Record, b: Record) -> tuple[float, float, tuple[float, float]] | None:
+    """Both values and the interval of the samples' ratio, where both have rounds enough."""
+    if metric.measures != "speed":
+        return None
+    samples = [metric.samples(record) for record in (a, b)]
+    logs = [log_medians(record, one) for record, one in zip((a, b), samples)]
+    if None in logs:
+        return None
+    if pairs := _pairs(a, b):
+        logs = [[one[pair[side]] for pair in pairs] for side, one in enumerate(logs)]
+    values = [math.exp(mean(one)) for one in logs]
+    if metric.is_inverse:  # work done in a time: as the record's own, for the rounds' time instead of the mean
+        values = [metric.value(r) * mean(one) / value for r, one, value in zip((a, b), samples, values)]
+    low, high = interval_of_gap(*logs, is_paired=bool(pairs))
+    return values[0], values[1], (math.exp(low), math.exp(high))
+
+
+def _noise(a: Record, b: Record) -> str:
+    if not _by_rounds(METRICS["latency_ms"], a, b):
+        return "that of iterations inside a start; not that between starts"
+    if pairs := _pairs(a, b):
+        return f"that of {len(pairs)} rounds, each a start of its own, measured in turn and compared pair by pair"
+    rounds = " and ".join(str(len(record["rounds"])) for record in (a, b))
+    return f"that of {rounds} rounds, each a start of its own, not paired"
+
+
+def _pairs(a: Record, b: Record) -> list[tuple[int, int]]:
+    """Rounds that both records have of one sweep; none where they are too few."""
+    pairs = common_rounds(a, b)
+    return pairs if len(pairs) >= LEAST_ROUNDS else []
+
+
 def ratio_interval(
     a: Sequence[float] | None, b: Sequence[float] | None, is_paired: bool = False
 ) -> tuple[float, float] | None:
-    """95 % interval of mean(b) / mean(a), by the delta method on its logarithm with Student's t; Welch's degrees of
-    freedom, or those of the pairs, whose values are then logarithms already. None for fewer than two samples a side.
+    """Interval of mean(b) / mean(a), by the delta method on its logarithm with Student's t; Welch's degrees of freedom,
+    or those of the pairs, whose values are then logarithms already. None for fewer than two samples a side.
 
-    Source: Welch, Biometrika 34 (1947); delta method: Casella and Berger, Statistical Inference, 5.5.4.
+    Source: Casella and Berger, Statistical Inference, 5.5.4.
     """
     if a is None or b is None or min(len(a), len(b)) < 2:
         return None
     if is_paired:
         if len(a) != len(b):
             return None
-        gaps = [y - x for x, y in zip(a, b)]
-        middle, error, freedom = mean(gaps), deviation(gaps) / math.sqrt(len(gaps)), len(gaps) - 1
-    else:
-        parts = [(deviation(side) / mean(side)) ** 2 / len(side) for side in (a, b)]
-        middle, error = math.log(mean(b) / mean(a)), math.sqrt(sum(parts))
-        squares = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b)))
-        freedom = sum(parts) ** 2 / squares if squares else math.inf
-    reach = _student(freedom) * error
+        low, high = interval_of_gap(a, b, is_paired=True)
+        return math.exp(low), math.exp(high)
+    variances = [(deviation(side) / mean(side)) ** 2 / len(side) for side in (a, b)]
+    error, freedom = welch(variances, [len(a), len(b)])
+    middle, reach = math.log(mean(b) / mean(a)), student(freedom) * error
     return math.exp(middle - reach), math.exp(middle + reach)
-
-
-def _student(freedom: float) -> float:
-    """Two-sided 95 % point of Student's t. Source: Abramowitz and Stegun 26.7.5, within 0.5 % from 3 degrees on; for
-    one and two the closed forms."""
-    p = (1 + CONFIDENCE) / 2
-    if freedom < 2:
-        return math.tan(math.pi * (p - 0.5))  # one degree; between one and two this is the careful side
-    if freedom < 3:
-        return (2 * p - 1) * math.sqrt(2 / (1 - (2 * p - 1) ** 2))
-    x = NormalDist().inv_cdf(p)
-    terms = (
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-    )
-    return x + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
 
 
 def _value(name: str) -> Callable[[Record], float | None]:
@@ -184,27 +201,12 @@ def _mean_of(name: str) -> Callable[[Record], float | None]:
     return lambda record: (record.get(name) or {}).get("mean")
 
 
-def _latencies(record: Record) -> list[float] | None:
-    values = (record.get("raw") or {}).get("latency_ns")
-    return [value / NS_PER_MS for value in values] if values else None
-
-
-def _per_iteration(of: Callable[[Sequence[int]], float]) -> Callable[[Record], list[float] | None]:
-    """Mean over an iteration's requests: requests of one batch share its luck and are no independent samples."""
-
+def _iterations(name: str) -> Callable[[Record], list[float] | None]:
     def samples(record: Record) -> list[float] | None:
-        iterations = (record.get("raw") or {}).get("token_ns")
-        try:
-            return [_weighted(iteration, of) for iteration in iterations] if iterations else None
-        except (TypeError, ZeroDivisionError):  # a time that was not measured, or one token only
-            return None
+        raw = record.get("raw") or {}
+        return iteration_samples(raw, name) if raw.get("latency_ns") else None
 
     return samples
-
-
-def _weighted(iteration: Sequence[Mapping[str, Any]], of: Callable[[Sequence[int]], float]) -> float:
-    requests = sum(len(timeline["requests"]) for timeline in iteration)
-    return sum(of(timeline["ns"]) * len(timeline["requests"]) for timeline in iteration) / requests / NS_PER_MS
 
 
 def _chunk_nlls(record: Record) -> list[float] | None:
@@ -212,13 +214,13 @@ def _chunk_nlls(record: Record) -> list[float] | None:
     return [math.log(value) for value in perplexities] if perplexities else None
 
 
-_gap = _per_iteration(lambda ns: (ns[-1] - ns[0]) / (len(ns) - 1))
+_latencies = _iterations("latency_ms")
 
 METRICS = {
     "latency_ms": Metric("speed", True, _mean_of("latency_ms"), _latencies),
-    "ttft_ms": Metric("speed", True, _mean_of("ttft_ms"), _per_iteration(lambda ns: ns[0])),
-    "itl_ms": Metric("speed", True, _mean_of("itl_ms"), _gap),
-    "tpot_ms": Metric("speed", True, _mean_of("tpot_ms"), _gap),
+    "ttft_ms": Metric("speed", True, _mean_of("ttft_ms"), _iterations("ttft_ms")),
+    "itl_ms": Metric("speed", True, _mean_of("itl_ms"), _iterations("itl_ms")),
+    "tpot_ms": Metric("speed", True, _mean_of("tpot_ms"), _iterations("tpot_ms")),
     "output_tokens_per_sec": Metric("speed", False, _value("output_tokens_per_sec"), _latencies, is_inverse=True),
     "perplexity": Metric("accuracy", True, _value("perplexity"), _chunk_nlls, is_paired=True),
 }

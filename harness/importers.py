@@ -22,7 +22,8 @@ from harness.records import SCHEMA_VERSION, Record
 _UNKNOWN = dict.fromkeys(
     "reason failure engine_version model weights precision quant_algo compute_mode sm_version gpu_name moe_backend "
     "fusion_disabled load_seconds written_at batch_size input_len output_len num_iterations mean_latency_ms "
-    "std_latency_ms output_tokens_per_sec prefill_tokens_per_sec latency_ms ttft_ms itl_ms tpot_ms".split()
+    "std_latency_ms output_tokens_per_sec prefill_tokens_per_sec latency_ms ttft_ms itl_ms tpot_ms energy_joules "
+    "joules_per_output_token energy_problem".split()
 )
 # TensorRT-LLM's names (tensorrt_llm/quantization/mode.py, QuantAlgo) for formats that harness.precision defines.
 _PRECISION_OF = {"FP8": "fp8", "FP8_BLOCK_SCALES": "fp8_block", "NVFP4": "nvfp4"}
@@ -59,8 +60,7 @@ def _record(key: str, source: dict[str, str], device=None, conditions: Any = Non
 
 def _summary(mean: float | None, n: int | None, std: float | None = None, **others: Any) -> dict[str, Any] | None:
     """From a tool's own statistics. `std` is a population's, as vLLM and AIPerf have it; ours has n - 1. A time of 0
-    was not taken: vLLM writes it without samples, trtllm-bench for a TPOT of one token, AIPerf for tokens read at once.
-    """
+    was not taken: vLLM writes it without samples, trtllm-bench for a TPOT of one token, AIPerf for tokens together."""
     if not mean or others.get("min") == 0:
         return None
     found = {"mean": mean, "std": None, "min": None, "max": None, "p50": None, "p90": None, "p99": None, **others}

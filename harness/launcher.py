@@ -37,6 +37,8 @@ class Outcome:
     conditions: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None  # which they are; see harness.weights.identity
     load_seconds: float | None = None
+    started_at: str | None = None  # ISO time, UTC
+    telemetry: dict[str, Any] | None = None  # of its machine meanwhile; see harness.telemetry
 
 
 class Stopped(Exception):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.engine import Generation
 
+Raw = Mapping[str, Any]
 NS_PER_MS = 1e6
 SAMPLES_FOR_P99 = 100
+LEAST_ENERGY_S = 1.0  # NVML's counter moves about ten times a second; over less its steps are a tenth of the answer
 
 DEFINITIONS = {
     "latency_ms": "wall time of a whole batch: handed to the engine until the last token of the last request",
@@ -19,6 +21,8 @@ DEFINITIONS = {
     "tpot_ms": "time per output token of a request: (last token - first token) / (output_len - 1)",
     "output_tokens_per_sec": "batch_size x output_len / mean latency",
     "prefill_tokens_per_sec": "batch_size x input_len / mean over iterations of the batch's last TTFT",
+    "energy_joules": "what NVML's counters of the load's GPUs gained over the timed iterations, all of them together",
+    "joules_per_output_token": "energy_joules / (iterations x batch_size x output_len); prefill is part of it",
     "perplexity": "geometric mean over chunks of exp(mean NLL), NLL of token t from the logits of t-1",
     "token_perplexity": "exp(NLL sum / scored tokens); the first token of each window is context, not scored",
     "word_perplexity": "exp(NLL sum / words in the scored text)",
@@ -64,17 +68,35 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def speed(generations: Sequence[Generation], batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
-    """The speed metrics of timed iterations. A time that any iteration lacks is None for all."""
-    latency = [(g.finished_ns - g.started_ns) / NS_PER_MS for g in generations]
-    firsts = _times(generations, lambda g, r: (r.token_ns[0] - g.started_ns) / NS_PER_MS)
-    ttft = _flat(firsts)
-    gaps = _flat(_times(generations, lambda g, r: [(b - a) / NS_PER_MS for a, b in zip(r.token_ns, r.token_ns[1:])]))
-    itl = [gap for request in gaps for gap in request] if gaps else None
-    tpot = None
-    if output_len > 1:
-        span = lambda g, r: (r.token_ns[-1] - r.token_ns[0]) / NS_PER_MS / (output_len - 1)  # noqa: E731
-        tpot = _flat(_times(generations, span))
+def raw_times(generations: Sequence[Generation]) -> dict[str, Any]:
+    """What a record keeps of timed iterations, in ns: `latency_ns`, and per iteration the `token_ns` since its start,
+    each timeline once with the requests that share it. An engine that steps a whole batch together has one, and a
+    record of 64 requests is then no longer than that of one."""
+    return {
+        "latency_ns": [g.finished_ns - g.started_ns for g in generations],
+        "token_ns": [_timelines(generation) for generation in generations],
+    }
+
+
+def _timelines(generation: Generation) -> list[dict[str, Any]]:
+    requests: dict[tuple[int | None, ...], list[int]] = {}
+    for index, response in enumerate(generation.responses):
+        requests.setdefault(tuple(response.token_ns), []).append(index)
+    start = generation.started_ns
+    return [
+        {"requests": indices, "ns": [None if time is None else time - start for time in times]}
+        for times, indices in requests.items()
+    ]
+
+
+def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
+    """The speed metrics of the iterations in `raw`, as `raw_times` gives them, with `energy_mj` where it was read. A
+    time that any iteration lacks is None for all."""
+    latency = iteration_samples(raw, "latency_ms")
+    firsts = _per_request(raw, lambda ns: ns[0] / NS_PER_MS)
+    gaps = _per_request(raw, lambda ns: [(b - a) / NS_PER_MS for a, b in zip(ns, ns[1:])])
+    itl = [gap for request in _flat(gaps) for gap in request] if gaps else None
+    tpot = _per_request(raw, _gap) if output_len > 1 else None
     average = mean(latency)
     return {
         "mean_latency_ms": average,
@@ -84,22 +106,56 @@ def speed(generations: Sequence[Generation], batch_size: int, input_len: int, ou
         if firsts
         else None,
         "latency_ms": summarise(latency),
-        "ttft_ms": summarise(ttft),
+        "ttft_ms": summarise(_flat(firsts)),
         "itl_ms": summarise(itl),
-        "tpot_ms": summarise(tpot),
+        "tpot_ms": summarise(_flat(tpot)),
+        **_energy(raw, len(latency) * batch_size * output_len),
     }
 
 
-def _times(generations: Sequence[Generation], of) -> list[list[Any]] | None:
-    """`of` every request, per iteration; None when a token time it reads was not measured."""
+def iteration_samples(raw: Raw, name: str) -> list[float] | None:
+    """One value of a speed metric per iteration, in ms: the mean over its requests, which share its luck and are no
+    independent samples. None where a time it reads was not measured."""
+    if name == "latency_ms":
+        return [ns / NS_PER_MS for ns in raw["latency_ns"]]
+    batches = _per_request(raw, {"ttft_ms": lambda ns: ns[0] / NS_PER_MS, "itl_ms": _gap, "tpot_ms": _gap}[name])
+    return None if batches is None else [mean(batch) for batch in batches]
+
+
+def _gap(ns: Sequence[int]) -> float:
+    """Mean time between the tokens of a request, in ms."""
+    return (ns[-1] - ns[0]) / (len(ns) - 1) / NS_PER_MS
+
+
+def _per_request(raw: Raw, of: Callable[[Sequence[int]], Any]) -> list[list[Any]] | None:
+    """`of` every request's token times, iterations x requests; None when one it reads was not measured, or there are
+    too few tokens for it."""
     try:
-        return [[of(g, response) for response in g.responses] for g in generations]
-    except TypeError:  # arithmetic with None: that time was not measured
+        return [
+            [value for timeline in batch for value in [of(timeline["ns"])] * len(timeline["requests"])]
+            for batch in raw["token_ns"]
+        ]
+    except (KeyError, TypeError, ZeroDivisionError):  # no token times, arithmetic with None, or one token
         return None
 
 
 def _flat(nested: list[list[Any]] | None) -> list[Any] | None:
     return None if nested is None else [item for inner in nested for item in inner]
+
+
+def _energy(raw: Raw, tokens: int) -> dict[str, Any]:
+    energy_mj, seconds = raw.get("energy_mj"), sum(raw["latency_ns"]) / 1e9
+    problem = None
+    if energy_mj is None:
+        problem = "no GPU here whose energy NVML tells"
+    elif seconds < LEAST_ENERGY_S:
+        problem = f"timed iterations took {seconds:.2f} s, less than the {LEAST_ENERGY_S:g} s NVML's counter needs"
+    joules = None if problem else energy_mj / 1e3
+    return {
+        "energy_joules": joules,
+        "joules_per_output_token": None if joules is None else joules / tokens,
+        "energy_problem": problem,
+    }
 
 
 def perplexities(chunk_nlls: Sequence[Sequence[float]], words: int | None, byte_count: int | None) -> dict[str, Any]:

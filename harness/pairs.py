@@ -13,6 +13,7 @@ from harness import importers, records
 from harness.compare import Comparison, common_metrics, compare, regressions
 from harness.errors import UsageError
 from harness.records import Record
+from harness.stats import PERCENT
 
 WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model", "config")
 FEW = 4  # conditions to name one by one
@@ -154,7 +155,7 @@ def _verdict(pair: Pair, worse: set[tuple[int, str]]) -> Iterator[str]:
         if unknown and len(unknown) == len(found.differing):
             yield f"  if you know that they agree: --assume {','.join(unknown) if len(unknown) <= FEW else 'all'}"
         return
-    rows = [("metric", "A", "B", "B / A", "95 % interval", "verdict")]
+    rows = [("metric", "A", "B", "B / A", f"{PERCENT} interval", "verdict")]
     for name, d in found.metrics.items():
         interval = "unknown" if d.interval is None else f"{d.interval[0]:.4f} .. {d.interval[1]:.4f}"
         mark = " (regression)" if (id(pair), name) in worse else ""
@@ -163,6 +164,8 @@ def _verdict(pair: Pair, worse: set[tuple[int, str]]) -> Iterator[str]:
     for row in rows:
         left, *numbers, verdict = (cell.rjust(width) for cell, width in zip(row, widths))
         yield "  " + "  ".join([left.strip().ljust(widths[0]), *numbers, verdict.strip()])
+    if found.noise:
+        yield f"  intervals of speed cover the noise {found.noise}"
 
 
 def _shown(value: Any) -> str:

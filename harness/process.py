@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness.cells import Cell
 from harness.failures import Failure
 from harness.launcher import Control, Job, Outcome, Stopped
 from harness.serde import to_json
+from harness.telemetry import sampling
 
 TICK_S = 0.2
 STOP_S = 10.0  # for the supervisor to kill what is left
@@ -76,6 +78,7 @@ class _Worker:
         self.failure: Failure | None = None
         self._loaded = self._done = False
         self._measured: list[Cell] = []
+        self._sampling = ExitStack()  # while a cell is measured
         self._under_way: Cell | None = None
         self._memory_before = device.gpu_memory_used(self._gpus)
         self._oom_kills = failures.oom_kill_count()
@@ -110,9 +113,12 @@ class _Worker:
                     self.weights = event["weights"]
                 case "started":
                     self._under_way = self.load.cells[event["cell"]]
+                    started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                    sampler = self._sampling.enter_context(sampling(self._gpus and self._gpus.split(",")))
                 case "measured":
                     cell, self._under_way = self._under_way, None
                     self._measured.append(cell)
+                    self._sampling.close()
                     yield (
                         cell,
                         Outcome(
@@ -121,6 +127,8 @@ class _Worker:
                             conditions=event["conditions"],
                             weights=self.weights,
                             load_seconds=self.load_seconds,
+                            started_at=started_at,
+                            telemetry=sampler.summary(),
                         ),
                     )
                 case "failed":
@@ -174,6 +182,7 @@ class _Worker:
 
     def stop(self) -> None:
         """Ends the worker and whatever it started, and waits until its GPU memory is back."""
+        self._sampling.close()
         if self._done:
             self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
         self._process.stdin.close()

@@ -18,12 +18,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from harness import inputs, ledger, plugins, profiling, records, roofline, stats
+from harness import inputs, ledger, plugins, profiling, records, roofline, rounds
 from harness.cells import Cell, InputFile, Load
 from harness.launcher import Control, Job, Launcher, Outcome, Stopped
 from harness.plan import Options, Plan, make_loads
-from harness.records import OutputFolder, Record
-from harness.schedule import MEASURED, Claims, Policy, Turn, following
+from harness.records import MEASURED, OutputFolder, Record
+from harness.schedule import Claims, Turn, following
 from harness.weights import config_of
 
 OnEvent = Callable[[Load, dict[str, Any]], None]
@@ -51,18 +51,6 @@ def execute(plan: Plan, options: Options, on_event: OnEvent, warn: Warn) -> Resu
         return _Run(plan, options, launcher, on_event, warn).result()
 
 
-def is_done(plan: Plan, options: Options, folder: OutputFolder, cell: Cell) -> bool:
-    """Whether an earlier run, or one beside this, measured it with as many rounds as are asked for now."""
-    key, policy = plan.key(cell), options.policy
-    if not options.resume or folder.status(key) not in MEASURED:
-        return False
-    if policy.rounds == 1 or not _is_speed(cell):
-        return True
-    record = folder.read(key)
-    rounds = len((record or {}).get("rounds") or ())
-    return rounds >= policy.max_rounds or record is not None and not _wants_more(policy, record)
-
-
 class _Run:
     """What is known while a run goes on. Everything but `_work` happens in one thread."""
 
@@ -73,6 +61,7 @@ class _Run:
         self.problems: list[str] = []
         self.kept: dict[str, Record] = {}
         self.turns: deque[Turn] = deque()
+        self.next_round: list[Turn] = []
         self.under_way: list[Turn] = []
         self.profiled: list[tuple[Cell, Path]] = []  # and the path of the profile, without suffix
         self.inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -106,7 +95,10 @@ class _Run:
             self.turns.append(Turn(replace(load, inputs=tuple(files[id(cell)] for cell in load.cells))))
         with ThreadPoolExecutor(self.launcher.slots) as pool:
             try:
-                while self.turns or self.under_way:
+                while self.turns or self.under_way or self.next_round:
+                    if not self.turns and not self.under_way:  # A B, B A, A B: a drift of the machine then cancels
+                        self.turns.extend(reversed(self.next_round))
+                        self.next_round.clear()
                     self._start_turns(pool)
                     if self.under_way:
                         self.inbox.get()()
@@ -171,13 +163,13 @@ class _Run:
 
     def _measured(self, turn: Turn, cell: Cell, outcome: Outcome) -> None:
         record = records.make(cell, outcome, self._version(cell), self.plan.ground.device)
-        if record["status"] in MEASURED and _is_speed(cell):
-            record = self._with_round(turn, cell, record)
-            record |= _roofline(record, turn.load)
-        elif turn.round:  # a later round that failed costs itself, not what was measured before
-            self.problems.append(f"round {turn.round + 1} of {_words(cell)}: {record['failure']}")
+        before = self.kept[self.plan.key(cell)] if turn.round else None
+        try:
+            record = rounds.added(record, before, outcome, self.id, turn.round)
+        except ValueError as error:  # it costs this round, not what was measured before
+            self.problems.append(f"round {turn.round + 1} of {_words(cell)} was not added: {error}")
             return
-        self._keep(cell, record)
+        self._keep(cell, {**record, **_roofline(record, turn.load)})
         if not self.plan.profiler:
             self._tell(cell)
 
@@ -195,34 +187,12 @@ class _Run:
         self.claims.release(cells)
         policy = self.options.policy
         found = [(cell, self.kept[key]) for key, cell in cells.items()]
-        self.turns.extend(following(turn, policy, found, self._wants_more))
+        for again in following(turn, policy, found, partial(rounds.wants_more, policy)):
+            (self.next_round if again.round > turn.round else self.turns).append(again)
         if policy.fail_fast and any(record["status"] == "failed" for _, record in found):
             if self.turns:
                 self.problems.append(f"stopped at the first failure: {len(self.turns)} loads were not started")
             self.turns.clear()
-
-    def _with_round(self, turn: Turn, cell: Cell, record: Record) -> Record:
-        """With the rounds before it, if any, and what all of them say."""
-        one = {
-            "iterations": len(record["raw"]["latency_ns"]),
-            "started_at": record["written_at"],
-            "sweep": self.id,
-            "round": turn.round,
-            "telemetry": None,
-        }
-        record = {**record, "rounds": [one]}
-        if turn.round:
-            before = self.kept[self.plan.key(cell)]
-            try:
-                record = stats.merged([before, record])
-            except ValueError as error:
-                self.problems.append(f"round {turn.round + 1} of {_words(cell)} was not added: {error}")
-                return before
-        found = stats.statistics(record)
-        return {**record, "statistics": found, "noise": stats.problems(found)}
-
-    def _wants_more(self, cell: Cell, record: Record) -> bool:
-        return _is_speed(cell) and _wants_more(self.options.policy, record)
 
     def _interrupted(self) -> None:
         """Workers have ended. What had come of them is kept; what was under way is recorded as interrupted."""
@@ -246,7 +216,7 @@ class _Run:
         _notify(self.plan.ground.registry, self.warn, "harness_cell_finished", record=self.kept[self.plan.key(cell)])
 
     def _is_done(self, cell: Cell) -> bool:
-        return is_done(self.plan, self.options, self.folder, cell)
+        return self.options.resume and rounds.is_done(cell, self.plan.key(cell), self.folder, self.options.policy)
 
     def _on_disk(self, key: str) -> Record | None:
         return self.folder.read(key) if self.options.resume else None
@@ -260,23 +230,13 @@ class _Run:
             yield from (cell for cell in measured if self.plan.ground.registry.workloads[cell.workload].run_once)
 
 
-def _is_speed(cell: Cell) -> bool:
-    """What is worth repeating: an accuracy is the same each time."""
-    return cell.workload == "perf"
-
-
-def _wants_more(policy: Policy, record: Record) -> bool:
-    done = len(record.get("rounds") or ())
-    return done < policy.rounds or bool(policy.ci_width) and not stats.is_narrow(record, policy.ci_width)
-
-
 def _raise(error: BaseException) -> None:
     raise error
 
 
 def _roofline(record: Record, load: Load) -> dict[str, Any]:
     """How near the hardware's limit it came, where speed was measured on a GPU."""
-    if not record["gpu_name"]:
+    if record["workload"] != "perf" or record["status"] not in MEASURED or not record["gpu_name"]:
         return {}
     return {"roofline": roofline.of_record(record, config_of(load.setup.source))}
 
@@ -294,7 +254,9 @@ def _prepare_inputs(plan: Plan, cells: list[Cell], folder: OutputFolder) -> dict
             plan.ground.registry.workloads[cell.workload].inputs, cell.setup.path, cell.parameters
         )
         if request not in made:
-            made[request] = inputs.made(request, folder.root / "inputs", plan.ground.environments[cell.setup.engine].python)
+            made[request] = inputs.made(
+                request, folder.root / "inputs", plan.ground.environments[cell.setup.engine].python
+            )
         files[id(cell)] = made[request]
     return files
 

@@ -12,7 +12,6 @@ from typing import Any
 from harness.cells import Cell, Load
 
 Record = Mapping[str, Any]
-MEASURED = ("ok", "mismatch")
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,11 @@ class Turn:
 def following(
     turn: Turn, policy: Policy, found: Iterable[tuple[Cell, Record]], wants_more: Callable[[Cell, Record], bool]
 ) -> Iterator[Turn]:
-    """What comes of a finished turn, to be done after all that already waits: A B A B, never A A B B.
+    """What comes of a finished turn: its cells once more in the next round, and those to try again in this one.
 
-    `found`: its cells, each with its record. `wants_more`: whether a measured cell should have one more round."""
+    `found`: its cells, each with its record. `wants_more`: whether one should be measured once more."""
     found = list(found)
-    is_last = turn.round + 1 >= policy.max_rounds
-    again = [
-        cell for cell, record in found if record["status"] in MEASURED and not is_last and wants_more(cell, record)
-    ]
+    again = [cell for cell, record in found if wants_more(cell, record)]
     failed = [
         cell
         for cell, record in found

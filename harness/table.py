@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from harness.compare import SAME, Difference, compare
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
 from harness.records import Record
+from harness.stats import PERCENT
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers
@@ -177,7 +178,8 @@ def ranking(records: Sequence[Record]) -> list[str]:
         if latency.verdict == SAME:
             lines.append(f"no difference at {where} between {names[0]} and {names[1]}")
         else:
-            noise = "noise unknown" if latency.interval is None else "95 %: {:.3f} to {:.3f}".format(*latency.interval)
+            low_high = latency.interval
+            noise = "noise unknown" if low_high is None else "{}: {:.3f} to {:.3f}".format(PERCENT, *low_high)
             lines.append(
                 f"fastest at {where}: {names[0]}; {names[1]} takes {latency.ratio:.3f} times as long ({noise})"
             )

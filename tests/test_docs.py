@@ -36,7 +36,9 @@ def test_every_class_mode_and_emulated_format_is_explained():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_option_shown_exists(page):
-    for line in re.findall(r"harness ((?:run|compare|list|doctor|analyze|explain)[^`\n|]*)", page.read_text()):
+    for line in re.findall(
+        r"harness ((?:run|sweep|report|results|compare|list|doctor|analyze|explain)[^`\n|]*)", page.read_text()
+    ):
         command, *words = line.split()
         assert command in COMMANDS
         shown = CliRunner().invoke(cli, [command, *(words[:1] if command == "list" and words else []), "--help"])
@@ -58,5 +60,7 @@ def test_the_line_in_help_is_the_commands_own_first_line(command):
 
 
 def test_the_page_of_support_is_what_the_engines_say():
-    made = subprocess.run([sys.executable, ROOT / "tools" / "support_page.py"], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, ROOT / "tools" / "support_page.py"], capture_output=True, text=True, check=True
+    )
     assert (ROOT / "docs" / "support.md").read_text() == made.stdout

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from harness import Generation, Response
-from harness.metrics import DEFINITIONS, percentile, perplexities, speed, summarise
+from harness.metrics import DEFINITIONS, iteration_samples, percentile, perplexities, raw_times, speed, summarise
 from harness.workloads import perf, ppl
 
 MS = 1_000_000
@@ -20,7 +20,7 @@ TWO = batch(100 * MS, (110 * MS, 115 * MS, 120 * MS), (120 * MS, 130 * MS, 140 *
 
 
 def test_speed_of_one_batch_by_hand():
-    result = speed([TWO], batch_size=2, input_len=8, output_len=3)
+    result = speed(raw_times([TWO]), batch_size=2, input_len=8, output_len=3)
     assert result["mean_latency_ms"] == 45 and result["std_latency_ms"] is None
     assert (result["ttft_ms"]["mean"], result["ttft_ms"]["n"]) == (15, 2)
     assert (result["itl_ms"]["mean"], result["itl_ms"]["n"]) == (7.5, 4)
@@ -31,17 +31,17 @@ def test_speed_of_one_batch_by_hand():
 
 def test_a_time_that_was_not_measured_is_null_and_never_guessed():
     only_ends = batch(0, (10 * MS, None, 30 * MS), finished=30 * MS)
-    result = speed([only_ends], batch_size=1, input_len=8, output_len=3)
+    result = speed(raw_times([only_ends]), batch_size=1, input_len=8, output_len=3)
     assert result["ttft_ms"]["mean"] == 10 and result["tpot_ms"]["mean"] == 10
     assert result["itl_ms"] is None
     nothing = batch(0, (None, None, None), finished=30 * MS)
-    result = speed([nothing], batch_size=1, input_len=8, output_len=3)
+    result = speed(raw_times([nothing]), batch_size=1, input_len=8, output_len=3)
     assert result["mean_latency_ms"] == 30
     assert [result[name] for name in ("ttft_ms", "itl_ms", "tpot_ms", "prefill_tokens_per_sec")] == [None] * 4
 
 
 def test_one_token_has_no_time_per_further_token():
-    result = speed([batch(0, (10 * MS,), finished=10 * MS)], batch_size=1, input_len=8, output_len=1)
+    result = speed(raw_times([batch(0, (10 * MS,), finished=10 * MS)]), batch_size=1, input_len=8, output_len=1)
     assert result["tpot_ms"] is None and result["itl_ms"] is None and result["ttft_ms"]["mean"] == 10
 
 
@@ -72,8 +72,8 @@ def test_perplexities_without_words_are_null():
 
 
 def test_every_metric_a_record_prints_is_defined():
-    printed = {*speed([TWO], 2, 8, 3), *perplexities([[1.0]], 1, 1)}
-    not_metrics = {"mean_latency_ms", "std_latency_ms", "per_chunk_ppls", "nll_sum", "scored_tokens"}
+    printed = {*speed(raw_times([TWO]), 2, 8, 3), *perplexities([[1.0]], 1, 1)}
+    not_metrics = {"mean_latency_ms", "std_latency_ms", "per_chunk_ppls", "nll_sum", "scored_tokens", "energy_problem"}
     assert printed - not_metrics <= set(DEFINITIONS)
 
 
@@ -83,3 +83,45 @@ def test_the_built_in_defaults_are_the_documented_ones():
         "batch_size": 1, "input_len": 512, "output_len": 256, "num_iterations": 20, "warmup_iterations": 5
     }  # fmt: skip
     assert accuracy_spec.parameters == {"dataset": "stdlib", "input_len": 512, "num_chunks": 100}
+
+
+def test_raw_times_hold_each_timeline_once_with_its_requests():
+    twins = batch(100 * MS, *[(110 * MS, 115 * MS)] * 2, (120 * MS, 130 * MS), finished=145 * MS)
+    assert raw_times([twins, twins]) == {
+        "latency_ns": [45 * MS] * 2,
+        "token_ns": [
+            [{"requests": [0, 1], "ns": [10 * MS, 15 * MS]}, {"requests": [2], "ns": [20 * MS, 30 * MS]}],
+        ]
+        * 2,
+    }
+
+
+def test_requests_that_share_a_timeline_count_one_by_one():
+    twins = batch(0, *[(10 * MS, 15 * MS)] * 2, (40 * MS, 50 * MS), finished=50 * MS)
+    result = speed(raw_times([twins]), batch_size=3, input_len=8, output_len=2)
+    assert (result["ttft_ms"]["mean"], result["ttft_ms"]["n"]) == (20, 3)
+    assert result["itl_ms"]["mean"] == pytest.approx(20 / 3) and result["itl_ms"]["n"] == 3
+
+
+def test_an_iteration_is_one_sample_of_each_metric():
+    raw = raw_times([TWO, TWO])
+    found = {name: iteration_samples(raw, name) for name in ("latency_ms", "ttft_ms", "itl_ms", "tpot_ms")}
+    assert found == {"latency_ms": [45, 45], "ttft_ms": [15, 15], "itl_ms": [7.5, 7.5], "tpot_ms": [7.5, 7.5]}
+    lone = raw_times([batch(0, (10 * MS,), finished=10 * MS)])
+    assert iteration_samples(lone, "itl_ms") is None and iteration_samples(lone, "ttft_ms") == [10]
+    assert iteration_samples({"latency_ns": [10 * MS]}, "ttft_ms") is None, "of a tool that keeps no token times"
+
+
+@pytest.mark.parametrize(
+    ("raw", "joules", "problem"),
+    [
+        ({"latency_ns": [2000 * MS], "energy_mj": 600_000}, 600, None),
+        ({"latency_ns": [200 * MS], "energy_mj": 60_000}, None, "too short"),
+        ({"latency_ns": [2000 * MS], "energy_mj": None}, None, "NVML"),
+        ({"latency_ns": [2000 * MS]}, None, "NVML"),
+    ],
+)
+def test_energy_is_in_joules_or_null_with_a_reason(raw, joules, problem):
+    result = speed(raw, batch_size=2, input_len=8, output_len=3)
+    assert (result["energy_joules"], result["joules_per_output_token"]) == (joules, joules and 100)
+    assert (result["energy_problem"] is None) == (problem is None)

@@ -31,7 +31,7 @@ def row(text: str, *words: str) -> str:
 def test_the_fastest_is_named_with_the_ratio_and_interval_of_compare(records):
     found = compare(FAST, SLOW).metrics["latency_ms"]
     ratio, (low, high) = f"{found.ratio:.3f}", found.interval
-    expected = f"fastest at {WHERE}: swift fp8; swift bf16 takes {ratio} times as long (95 %: {low:.3f} to {high:.3f})"
+    expected = f"fastest at {WHERE}: swift fp8; swift bf16 takes {ratio} times as long (99 %: {low:.3f} to {high:.3f})"
     assert ratio == "1.500" and ranking(records) == [expected]
     assert expected in printed(*records)
 

@@ -12,7 +12,7 @@ from harness.engine import backend_of
 from harness.plan import Options, Plan
 from harness.preflight import duplicates, memory, tight
 from harness.records import OutputFolder
-from harness.run import is_done
+from harness.rounds import is_done
 
 
 def verdicts(plan: Plan, options: Options) -> list[dict[str, Any]]:
@@ -20,10 +20,12 @@ def verdicts(plan: Plan, options: Options) -> list[dict[str, Any]]:
     folder = OutputFolder(options.output_dir) if options.output_dir.is_dir() else None
     found = []
     for cell in plan.cells:
-        setup, was_done = cell.setup, folder is not None and not cell.skip and is_done(plan, options, folder, cell)
+        setup, key = cell.setup, plan.key(cell)
+        is_asked = folder is not None and options.resume and not cell.skip
+        was_done = is_asked and is_done(cell, key, folder, options.policy)
         found.append(
             {
-                "key": plan.key(cell),
+                "key": key,
                 "engine": setup.engine,
                 "model": setup.model,
                 "precision": setup.precision,

@@ -6,9 +6,10 @@ import gc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from harness import device
 from harness.errors import BadOutput
 from harness.hookspecs import hookimpl
-from harness.metrics import speed
+from harness.metrics import raw_times, speed
 from harness.workload import Measurement, Progress, WorkloadSpec
 
 if TYPE_CHECKING:
@@ -38,25 +39,24 @@ def harness_register_workloads() -> list[WorkloadSpec]:
 def measure(session: Session, inputs: Inputs, parameters: Mapping[str, Any], progress: Progress) -> Measurement:
     output_len, warmups, timed = (parameters[name] for name in ("output_len", "warmup_iterations", "num_iterations"))
     generations = []
-    gc.collect()
-    gc.disable()  # a collection inside an iteration would be counted as the engine's time
-    try:
-        for iteration in range(warmups + timed):
-            generation = session.generate(inputs.ids, output_len)
-            _check(generation, len(inputs.ids), output_len)
-            if iteration >= warmups:
-                generations.append(generation)
-            progress(iteration + 1, warmups + timed)
-    finally:
-        gc.enable()
+    with device.energy_counter() as energy_mj:
+        gc.collect()
+        gc.disable()  # a collection inside an iteration would be counted as the engine's time
+        try:
+            for iteration in range(warmups + timed):
+                if iteration == warmups:
+                    before = energy_mj()
+                generation = session.generate(inputs.ids, output_len)
+                _check(generation, len(inputs.ids), output_len)
+                if iteration >= warmups:
+                    generations.append(generation)
+                progress(iteration + 1, warmups + timed)
+            after = energy_mj()
+        finally:
+            gc.enable()
+    raw = {**raw_times(generations), "energy_mj": None if None in (before, after) else after - before}
     return Measurement(
-        results={
-            **speed(generations, len(inputs.ids), parameters["input_len"], output_len),
-            "raw": {
-                "latency_ns": [g.finished_ns - g.started_ns for g in generations],
-                "token_ns": [_timelines(generation) for generation in generations],
-            },
-        },
+        results={**speed(raw, len(inputs.ids), parameters["input_len"], output_len), "raw": raw},
         conditions={"sampling": "greedy", "ignore_eos": True},
     )
 
@@ -64,19 +64,6 @@ def measure(session: Session, inputs: Inputs, parameters: Mapping[str, Any], pro
 def run_once(session: Session, inputs: Inputs, parameters: Mapping[str, Any]) -> None:
     """One prefill and a few decode steps: more would show the same kernels again."""
     session.generate(inputs.ids, min(parameters["output_len"], 1 + DECODE_STEPS))
-
-
-def _timelines(generation: Generation) -> list[dict[str, Any]]:
-    """Token times since the start, each timeline once with the requests that share it: an engine that steps a whole
-    batch together has one, and a record of 64 requests is then no longer than that of one."""
-    requests: dict[tuple[int | None, ...], list[int]] = {}
-    for index, response in enumerate(generation.responses):
-        requests.setdefault(tuple(response.token_ns), []).append(index)
-    start = generation.started_ns
-    return [
-        {"requests": indices, "ns": [None if time is None else time - start for time in times]}
-        for times, indices in requests.items()
-    ]
 
 
 def _check(generation: Generation, batch_size: int, output_len: int) -> None:

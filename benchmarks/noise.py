@@ -1,0 +1,213 @@
+"""Does a comparison call what is the same "no difference", and find what is five percent slower? Asked on tinymoe.
+
+    python benchmarks/noise.py                     # 100 pairs of each kind on the hf engine, here and now
+    python benchmarks/noise.py --simulated 2000    # the same question to a machine that is made up, in many kinds
+
+Each pair is measured in rounds in turn, merged and compared by the functions that `harness sweep` and `harness compare`
+use. All rounds come from one loaded model; on a shared machine most of the noise is of the hour, and that is real.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import math
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+
+from harness import Generation, device, models, plugins, records
+from harness.cells import Cell, Load, Setup
+from harness.compare import METRICS, SAME, compare
+from harness.inputs import Inputs
+from harness.launcher import Outcome
+from harness.stats import LEAST_ROUNDS, PERCENT, interval_of_gap, merged, statistics, student
+from harness.workloads import perf
+
+SLOWER = 0.05
+BATCH, INPUT_LEN, OUTPUT_LEN = 1, 8, 2
+
+
+@dataclass(frozen=True)
+class Slowed:
+    """A session that takes longer by a share of the time it took."""
+
+    session: object
+    share: float
+
+    def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
+        found = self.session.generate(prompts, output_len)
+        until = time.perf_counter_ns() + self.share * (found.finished_ns - found.started_ns)
+        while time.perf_counter_ns() < until:
+            pass
+        return Generation(found.started_ns, time.perf_counter_ns(), found.responses)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--simulated", type=int, metavar="PAIRS", help="of each kind of noise; nothing is measured")
+    asked = parser.parse_args()
+    if asked.simulated:
+        simulate(asked.simulated)
+    else:
+        measure(asked.pairs, asked.rounds, asked.iterations)
+
+
+def measure(pairs: int, rounds: int, iterations: int) -> None:
+    started, load_before = time.perf_counter(), os.getloadavg()
+    session, make = _session(iterations)
+    slowed = Slowed(session, SLOWER)
+    verdicts = {"the same": Counter(), f"{SLOWER:.0%} slower": Counter()}
+    differing, widths = Counter(), []
+    for pair in range(pairs):
+        sides: list[list[dict]] = [[], [], []]  # a cell, the same again, and the slower one
+        for index in range(rounds):
+            order = (0, 1, 2) if index % 2 == 0 else (2, 1, 0)  # so that a drift of the machine favours none of them
+            for side in order:
+                sides[side].append(make(slowed if side == 2 else session, f"pair {pair}", index))
+        a, same, slower = map(merged, sides)
+        found = {name: one.verdict for name, one in compare(a, same).metrics.items()}
+        differing.update(name for name, verdict in found.items() if verdict != SAME)
+        verdicts["the same"][SAME if set(found.values()) == {SAME} else "a difference in some metric"] += 1
+        verdicts[f"{SLOWER:.0%} slower"][compare(a, slower).metrics["latency_ms"].verdict] += 1
+        widths.append(statistics(a)["latency_ms"]["width"])
+        if sys.stderr.isatty():
+            print(f"\r{pair + 1} of {pairs} pairs", end="", file=sys.stderr)
+    session.close()
+    print(f"{pairs} pairs of each kind, {rounds} rounds of {iterations} iterations, {PERCENT} intervals")
+    print(f"load average {load_before[0]:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
+    print(f"interval of one cell's median latency, of the median: {sorted(widths)[len(widths) // 2]:.1%} (median)")
+    for name, counts in verdicts.items():
+        print(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    for name in METRICS:
+        if differing[name]:
+            print(f"  identical cells that differ in {name}: {differing[name]}")
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+def _session(iterations: int) -> tuple[object, Callable[[object, str, int], dict]]:
+    """A loaded model, and what measures one round of a cell on it and makes the record."""
+    engine, model, here = plugins.discover().engines["hf"], models.resolve(models.DEFAULT), device.detect()
+    parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 0}
+    parameters["num_iterations"] = iterations
+    setup = Setup(engine.name, model.name, model.path, "bf16")
+    cell = Cell(setup, "perf", parameters, engine.support("bf16", here, None))
+    session = engine.load(Load(setup, (cell,), cell.support.mode))
+    draw = random.Random(0)
+    ids = tuple(tuple(draw.randrange(3, 200) for _ in range(INPUT_LEN)) for _ in range(BATCH))
+    session.generate(ids, OUTPUT_LEN)
+    gc.collect()
+    gc.freeze()  # or the collection before each round would take longer than the round
+    facts = session.facts()  # after a pass, for only then is all of it known
+    inputs = Inputs(ids, "random ids", "ab" * 32, "cd" * 32)
+
+    def make(measured: object, sweep: str, index: int) -> dict:
+        began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        found = perf.measure(measured, inputs, parameters, lambda done, of: None)
+        conditions = {"token_ids_sha256": inputs.sha256, **found.conditions}
+        outcome = Outcome(facts=facts, results=found.results, conditions=conditions, weights="real")
+        start = {"iterations": iterations, "started_at": began, "sweep": sweep, "round": index, "telemetry": None}
+        return {**records.make(cell, outcome, facts["engine_version"], here), "rounds": [start]}
+
+    return session, make
+
+
+# --- a machine that is made up ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Noise of the logarithm of a round's median, one round after another."""
+
+    name: str
+    own: float = 0.01  # each start's own luck
+    shared: float = 0.0  # luck that stays from start to start
+    stays: float = 0.0  # how much of it
+    drift: float = 0.0  # per start
+    spikes: float = 0.0  # share of starts that meet a neighbour: then 5 % longer, and up
+
+    def starts(self, draw: random.Random, count: int) -> list[float]:
+        level, found = draw.gauss(0, self.shared), []
+        for index in range(count):
+            level = self.stays * level + draw.gauss(0, self.shared * (1 - self.stays**2) ** 0.5)
+            spike = draw.expovariate(1 / 0.05) if draw.random() < self.spikes else 0.0
+            found.append(level + self.drift * index + draw.gauss(0, self.own) + spike)
+        return found
+
+
+MACHINES = (
+    Machine("quiet"),
+    Machine("each start has 2 % luck", own=0.02),
+    Machine("5 % luck that stays (0.9)", shared=0.05, stays=0.9),
+    Machine("5 % luck that stays (0.5)", shared=0.05, stays=0.5),
+    Machine("drift of 0.5 % a start", drift=0.005),
+    Machine("a neighbour at every tenth start", spikes=0.1),
+    Machine("all of it", shared=0.03, stays=0.8, drift=0.003, spikes=0.05),
+)
+WIDTHS, LUCK, MAX_ROUNDS = (0.02, 0.05, 0.1), (0.003, 0.01, 0.02), 20
+
+
+def simulate(pairs: int) -> None:
+    """Identical cells called different in latency, and 5 % found, in percent, for three orders of the rounds."""
+    print(f"{pairs} pairs of cells each, one metric, {PERCENT} intervals; in percent: wrong alarms / 5 % slower found")
+    columns = [(rounds, order) for rounds in (3, 5, 10) for order in ("ABAB", "ABBA", "AABB")]
+    print(" " * 34 + "".join(f"{rounds:>6} x {order:<5}" for rounds, order in columns))
+    for machine in MACHINES:
+        shown = [f"{_rates(machine, pairs, rounds, order):>14}" for rounds, order in columns]
+        print(f"{machine.name:<34}" + "".join(shown))
+    print("in turn, 20 rounds at most, stopped when narrow; alarms / found / mean rounds compared")
+    print(" " * 44 + "".join(f"{f'--ci-width {width}':>22}" for width in WIDTHS))
+    for luck, stop in itertools.product(LUCK, (max, min)):
+        name = f"each start has {luck:.1%} luck, {'both stop together' if stop is max else 'each stops alone'}"
+        shown = [f"{_stopped(luck, width, stop, pairs):>22}" for width in WIDTHS]
+        print(f"{name:<44}" + "".join(shown))
+
+
+def _rates(machine: Machine, pairs: int, rounds: int, order: str) -> str:
+    draw, alarms, found = random.Random(f"{machine.name} {rounds} {order}"), 0, 0
+    for _ in range(pairs):
+        starts = machine.starts(draw, 2 * rounds)
+        if order == "AABB":  # two runs, one after the other: not paired
+            a, b = starts[:rounds], starts[rounds:]
+        else:
+            a, b = starts[::2], starts[1::2]
+        if order == "ABBA":
+            a, b = zip(*(pair[:: -1 if index % 2 else 1] for index, pair in enumerate(zip(a, b))))
+        low, high = interval_of_gap(a, b, order != "AABB")
+        alarms += not low <= 0 <= high
+        found += low + math.log(1 + SLOWER) > 0
+    return f"{100 * alarms / pairs:.1f} / {100 * found / pairs:.0f}"
+
+
+def _stopped(luck: float, width: float, stop: Callable[[int, int], int], pairs: int) -> str:
+    """A machine that changes by 1 % from round to round, and `luck` of each start; compared is what both have."""
+    draw, alarms, found, rounds = random.Random(f"{luck} {width}"), 0, 0, 0
+    for _ in range(pairs):
+        shared = [draw.gauss(0, 0.01) for _ in range(MAX_ROUNDS)]
+        sides = [[level + draw.gauss(0, luck) for level in shared] for _ in range(2)]
+        common = stop(*(_narrow_from(side, width) for side in sides))
+        low, high = interval_of_gap(*(side[:common] for side in sides), is_paired=True)
+        alarms += not low <= 0 <= high
+        found += low + math.log(1 + SLOWER) > 0
+        rounds += common
+    return f"{100 * alarms / pairs:.1f} / {100 * found / pairs:.0f} / {rounds / pairs:.1f}"
+
+
+def _narrow_from(logs: Sequence[float], width: float) -> int:
+    for n in range(LEAST_ROUNDS, len(logs)):
+        if 2 * student(n - 1) * stdev(logs[:n]) / math.sqrt(n) <= width:
+            return n
+    return len(logs)
+
+
+if __name__ == "__main__":
+    main()

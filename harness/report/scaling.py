@@ -1,0 +1,81 @@
+"""Speed over tensor parallel ranks: a line per engine and precision, and beside it the line of perfect scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from harness.records import Record
+from harness.report import charts
+from harness.report.rows import Facts, by, has_speed, work
+
+NOTHING = "No work was measured at two numbers of ranks or more; --tp 1,2,4 measures it."
+SCALED = frozenset(("tp", "ep", "device_count"))  # may differ between points of one line, and nothing else
+
+
+def chart(facts: Facts) -> charts.Chart:
+    fast = [r for r in facts.records if r["status"] == "ok" and has_speed(r) and r["requested"].get("tp")]
+    found = []
+    for label, group in charts.works(facts, fast):
+        series = list(_series(facts, group))
+        if series:
+            found.append(_choice(label, [line for line, _ in series], sum(left for _, left in series)))
+    return charts.chart("scaling", found, NOTHING)
+
+
+def _series(facts: Facts, group: Sequence[Record]) -> Iterator[tuple[list[Record], int]]:
+    """Records from few ranks to many that are comparable but for their ranks, and how many are not."""
+    lines = by(group, lambda r: (r["engine"], r["precision"], r["requested"].get("moe_backend"), _share(r), work(r)))
+    for line in lines.values():
+        first, *others = sorted(line, key=lambda record: record["requested"]["tp"])
+        alike = [other for other in others if set(facts.compare(first, other).differing) <= SCALED]
+        alike = [other for other in alike if other["requested"]["tp"] != first["requested"]["tp"]]
+        if alike:
+            yield [first, *alike], len(others) - len(alike)
+
+
+def _share(record: Record) -> bool:
+    """Whether experts are spread over the ranks, too."""
+    return (record["requested"].get("ep") or 1) > 1
+
+
+def _choice(label: str, lines: Sequence[Sequence[Record]], left: int) -> charts.Chart:
+    values = [value for line in lines for value in _values(line)]
+    notes = [f"{left} cells are on no line: they differ in more than their ranks"] if left else []
+    return charts.choice(label, [_view(values)], notes)
+
+
+def _values(line: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    first = line[0]
+    start, rate = first["requested"]["tp"], first["output_tokens_per_sec"]
+    for record in line:
+        tp, speed = record["requested"]["tp"], record["output_tokens_per_sec"]
+        yield {
+            **charts.point(record, False),
+            "series": f"{record['engine']} {record['precision']} {record['config']}" if _share(record) else "",
+            "tp": tp,
+            "speed": speed,
+            "ideal": rate * tp / start,
+            "said": f"{speed:.1f} tok/s",
+            "efficiency": f"{100 * speed * start / (rate * tp):.0f} % of perfect scaling",
+        }
+
+
+def _view(values: Sequence[dict[str, Any]]) -> charts.View:
+    ticks = sorted({value["tp"] for value in values})
+    x = charts.axis("tp", "tensor parallel ranks (tp)", log=True, axis={"values": ticks, "format": "d", "grid": False})
+    x["scale"] |= {"base": 2, "padding": 16}
+    y = charts.axis("speed", "output tokens/s", log=True)
+    tips = charts.tooltip(name="configuration", tp="tp", said="output", efficiency="efficiency")
+    colour, detail = charts.colour(values), [{"field": "engine"}, {"field": "series"}]
+    shape = charts.shape(values)
+    ideal = {"x": x, "y": {**y, "field": "ideal"}, "color": colour, "detail": detail}
+    layers = [
+        {"mark": {"type": "line", "strokeDash": [2, 4], "strokeWidth": 1, "opacity": 0.7}, "encoding": ideal},
+        {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"x": x, "y": y, "color": colour, "detail": detail}},
+        {
+            "mark": {"type": "point", "filled": True, "size": 80},
+            "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tips},
+        },
+    ]
+    return charts.view("Dotted: perfect scaling from the smallest number of ranks", 300, values, layers)
