@@ -32,6 +32,7 @@ class EngineSpec:
     install: str = ""  # how to get what it requires, in words for a person who has not
     # The MoE backend, as a value of --moe-backend, that a setup comes to: setup, device, version; None: not known.
     resolves: Callable[[Setup, Device, str | None], str | None] | None = None
+    oldest: str = ""  # version of requires[-1] that it was written for; an older one is refused
     holds: str = ""  # a file of its package, "package/module.py", that an empty placeholder of that name lacks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -68,8 +69,11 @@ def look(engine: EngineSpec, chosen: Mapping[str, str]) -> Environment:
     if engine.holds and there.version and not _holds(python, engine.holds):
         what = f"{engine.requires[-1]} {there.version} in {python} is an empty placeholder, without {engine.holds}"
         return replace(there, problem=f"engine {engine.name!r}: {what}: {install}", is_broken=True)
-    if not there.missing:
+    if not there.missing and _release(there.version) >= _release(engine.oldest):
         return there
+    if not there.missing:
+        what = f"{list(found)[-1]} {engine.oldest} or later, {python} has {there.version}"
+        return replace(there, problem=f"engine {engine.name!r} needs {what}: {install}", is_broken=True)
     return replace(there, problem=f"engine {engine.name!r} needs {', '.join(there.missing)} in {python}: {install}")
 
 
@@ -103,6 +107,12 @@ def versions(python: str, requires: Iterable[str]) -> dict[str, str | None]:
             raise UsageError(f"{python} has both {what}: they share one package; keep one of them")
         answer[there[0] if there else requirement] = found[there[0]] if there else None
     return answer
+
+
+def _release(version: str | None) -> tuple[int, ...]:
+    """The numbers a version begins with; of `0.5.16rc1+x` (0, 5, 16)."""
+    found = re.match(r"\d+(\.\d+)*", version or "")
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _holds(python: str, file: str) -> bool:

@@ -21,6 +21,7 @@ LEAST_DIFFERENT = {
     "change": 1,
 }  # values, for the column to be shown
 WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
+FEW = 4  # lines of one kind
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
 
@@ -148,6 +149,7 @@ def notes(records: Sequence[Record]) -> list[str]:
                 reasons.setdefault(reason_of(record), []).append(what)
         lines += [f"{status} {', '.join(dict.fromkeys(cells))}: {reason}" for reason, cells in reasons.items()]
     lines += ranking(records)
+    lines += _noise(records)
     if weak := _weight_only(records):
         lines.append(
             f"(!) {', '.join(weak)}: weight-only, stored low and multiplied in 16 bit; not ranked under that label"
@@ -184,6 +186,17 @@ def ranking(records: Sequence[Record]) -> list[str]:
                 f"fastest at {where}: {names[0]}; {names[1]} takes {latency.ratio:.3f} times as long ({noise})"
             )
     return lines
+
+
+def _noise(records: Sequence[Record]) -> list[str]:
+    """What makes speeds hard to trust: throttling, clocks, other programs, drift. The first few; records have them all."""
+    said = [
+        f"noise {record['engine']} {record['precision']} batch {record['batch_size']}: {line}"
+        for record in records
+        for line in record.get("noise") or ()
+    ]
+    more = [f"noise: {len(said) - FEW} more such lines in the records"] if len(said) > FEW else []
+    return said[:FEW] + more
 
 
 def _weight_only(records: Sequence[Record]) -> list[str]:

@@ -184,3 +184,9 @@ def test_every_package_of_the_core_is_in_the_wheel():
     listed = (ROOT / "setup.cfg").read_text().partition("packages =")[2].partition("package_dir")[0].split()
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "harness").rglob("__init__.py")}
     assert folders == {name for name in listed if name.partition(".")[0] == "harness"}
+
+
+def test_no_two_test_files_have_one_name():
+    """Without packages pytest tells them apart by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if "doubles" not in path.parts]
+    assert sorted(names) == sorted(set(names))

@@ -174,6 +174,9 @@ def _limit_parts(facts: Facts, records: Sequence[Record], lines: Sequence[str]) 
     if skipped := [record for record in records if record["status"] == "skipped"]:
         yield f"{len(skipped)} of {len(records)} cells were skipped, each with its reason below"
     if any(record["workload"] == "perf" for record in measured):
+        noisy = [record for record in measured if record.get("noise")]
+        if noisy:
+            yield f"{len(noisy)} cells were timed in noise, as their provenance says: {noisy[0]['noise'][0]}"
         said = dict.fromkeys(facts.compare(facts.base(r), r).noise for r in measured if facts.base(r))
         yield from (f"The noise in the intervals of speed is {words}" for words in said if words)
 

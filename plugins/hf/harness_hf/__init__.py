@@ -21,6 +21,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="hf",
             summary="HF transformers on PyTorch: the reference; quantised precisions are emulated exactly",
             requires=("torch", "safetensors", "compressed-tensors", "transformers"),
+            oldest="5.10",
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,

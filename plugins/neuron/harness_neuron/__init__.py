@@ -27,6 +27,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="neuron",
             summary="NxD Inference on AWS Trainium and Inferentia: graphs compiled ahead, one for each shape",
             requires=("torch-neuronx", "neuronx-distributed", "neuronx-distributed-inference"),
+            oldest="0.9",
             capabilities=frozenset({"generate", "score", "logits"}),
             support=support,
             load=load,

@@ -23,6 +23,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="sglang",
             summary="SGLang, offline: continuous batching, paged KV cache, CUDA graphs; one MoE runner per layer",
             requires=("sglang",),
+            oldest="0.5.13",
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler"}),
             support=support,
             load=load,

@@ -23,6 +23,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="trtllm",
             summary="TensorRT-LLM, PyTorch backend: precision from the checkpoint, its own fused MoE kernels",
             requires=("tensorrt-llm",),
+            oldest="1.0",
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,

