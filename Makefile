@@ -12,7 +12,7 @@ JOBS ?= 2
 run: $(VENV)/.hf,profile,report
 	$(VENV)/bin/harness run $(ARGS)
 
-test: $(VENV)/.hf,profile,report,test .venv-vllm/.vllm,test
+test: $(VENV)/.hf,profile,report,ray,mlflow,test .venv-vllm/.vllm,test
 	$(VENV)/bin/pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 venv-vllm: .venv-vllm/.vllm

@@ -44,7 +44,7 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
     "kernels": ("harness.commands.kernels:kernels", "What the kernels of an engine do."),
     "list": (
         "harness.commands.list:list_group",
-        "Show engines, workloads, profilers, precisions, models, metrics or plugins.",
+        "Show engines, workloads, profilers, launchers, precisions, models, metrics or plugins.",
     ),
     "report": (
         "harness.commands.report:report",

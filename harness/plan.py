@@ -135,7 +135,7 @@ def stand(engines: Iterable[str], options: Options) -> Ground:
         there = {name: replace(environment, problem=None) for name, environment in environments.items()}
         return Ground(registry, options.device, there)
     here = launcher.device(options.launcher_options) if launcher.device else device.detect()
-    if here.kind == "cpu":
+    if here.kind == "cpu" and launcher.device is None:
         here = replace(here, count=max(here.count // options.workers, 1))  # workers share the cores out
     return Ground(registry, here, environments)
 

@@ -21,6 +21,7 @@ HEAVY = {
     "pandas",
     "compressed_tensors",
     "safetensors",
+    "mlflow",
     "torch_neuronx",
     "neuronx_distributed",
     "neuronx_distributed_inference",

@@ -244,6 +244,24 @@ def test_a_disk_that_fills_up_under_way_leaves_no_torn_file(harness, mounted):
     assert_no_torn_file(harness)
 
 
+def test_a_sweep_whose_disk_was_full_goes_on_where_it_was(harness, mounted):
+    mounted("size=20m")
+    (harness.folder / "sweep.yaml").write_text(
+        "matrix: {engine: echo, precision: [bf16, fp8], workload: [perf, count], input_len: 8, output_len: 4}\n"
+    )
+    words = ("sweep", "sweep.yaml", "--output-dir", "out")
+    full = harness(*words, sin="fill_disk:fp8:generate")
+    assert (full.returncode, "Traceback" in full.stderr) == (1, False), full.stderr
+    before = {record["key"]: record["written_at"] for record in harness.records()}
+    assert set(statuses(harness).values()) == {"ok"} and len(before) < 4
+    for log in (harness.folder / "out/logs").iterdir():  # room again
+        log.unlink()
+    assert harness(*words).returncode == 0
+    after = {record["key"]: record["written_at"] for record in harness.records()}
+    assert len(after) == 4 and before.items() <= after.items()
+    assert_no_torn_file(harness)
+
+
 @pytest.mark.parametrize(("input_len", "batch_size"), [(8, 1), (1500, 16)], ids=["record", "token ids"])
 def test_a_file_that_does_not_fit_costs_its_cell_and_leaves_no_torn_file(harness, input_len, batch_size):
     """A quota of 32 KiB a file: the record of one cell is too long, or its token ids are."""

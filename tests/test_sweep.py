@@ -250,3 +250,27 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(harness):
     assert process.wait(30) == 130
     assert statuses(harness)["fp8", "perf"] == "failed" and statuses(harness)["bf16", "perf"] == "ok"
     assert harness.processes() == {}
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(harness, sweep, install):
+    install(
+        "backwards",
+        """
+        import time
+        now, gmtime = [2e9], time.gmtime
+
+        def backwards():
+            now[0] -= 3600
+            return now[0]
+
+        time.time = backwards
+        time.gmtime = lambda seconds=None: gmtime(backwards() if seconds is None else seconds)
+        """,
+    )
+    assert sweep(SMALL + "settings: {repeats: 2}\n").returncode == 0
+    assert set(statuses(harness).values()) == {"ok"}
+    for record in harness.records():
+        if record["workload"] == "perf":
+            assert [one["round"] for one in record["rounds"]] == [0, 1] and record["latency_ms"]["min"] > 0
+    again = sweep(SMALL + "settings: {repeats: 2}\n")
+    assert again.returncode == 0 and "loading" not in again.stderr

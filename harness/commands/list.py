@@ -14,7 +14,7 @@ from harness.precision import PRECISIONS
 
 @click.group("list")
 def list_group() -> None:
-    """Show engines, workloads, profilers, precisions, models, metrics or plugins."""
+    """Show engines, workloads, profilers, launchers, precisions, models, metrics or plugins."""
 
 
 def _command(name: str, summary: str, rows_of) -> None:
@@ -74,6 +74,12 @@ def _profilers() -> list[dict[str, Any]]:
     return [{"profiler": profiler.name, "summary": profiler.summary} for profiler in discover().profilers.values()]
 
 
+def _launchers() -> list[dict[str, Any]]:
+    from harness.plugins import discover
+
+    return [{"launcher": launcher.name, "summary": launcher.summary} for launcher in discover().launchers.values()]
+
+
 def _models() -> list[dict[str, Any]]:
     from harness.models import known
 
@@ -98,6 +104,7 @@ def _plugins() -> list[dict[str, Any]]:
 _command("engines", "Engines, and whether what they need is installed.", _engines)
 _command("workloads", "Workloads and their default parameters.", _workloads)
 _command("profilers", "Profilers for --profile.", _profilers)
+_command("launchers", "Launchers for --launcher: where workers run.", _launchers)
 _command("models", "Models that have a short name; any folder or hub id works too.", _models)
 _command("metrics", "Every metric and its one definition.", _metrics)
 _command("plugins", "Plugins found, and those left out with the reason.", _plugins)

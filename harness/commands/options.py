@@ -72,9 +72,8 @@ def launching(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--launcher-option", "launcher_options", multiple=True, metavar="NAME=VALUE", help="For it. Repeatable."
         ),
-        click.option(
-            "--workers", type=click.IntRange(1), help="Loads at once, each with GPUs or cores of its own.  [1]"
-        ),
+        click.option("--address", metavar="ADDRESS", help="Same as --launcher-option address=ADDRESS."),
+        click.option("--workers", type=click.IntRange(1), help="Loads at once, each with GPUs or cores of its own.  [1]"),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
@@ -119,13 +118,7 @@ def loading(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--skip-compile", is_flag=True, help="Load what was compiled before; never compile."),
         click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own Python code."),
         python_of_engine,
-        click.option(
-            "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
-            default=3600.0,
-            show_default=True,
-            help="Seconds a worker may go without a sign of life.",
-        ),
+        launching,
         output_dir,
     ]
     for option in reversed(options):

@@ -34,8 +34,23 @@ def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -
         if path:
             if checkpoints.setdefault(precision, path) != path:
                 raise UsageError(f"two checkpoints for {precision}: {checkpoints[precision]} and {path}")
-    pythons = dict(parse_pairs("--python", given.pop("pythons")))
-    return Options(parameters=parameters, checkpoints=checkpoints, pythons=pythons, **given)
+    given |= launch_options(given)
+    return Options(parameters=parameters, checkpoints=checkpoints, **given)
+
+
+def launch_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Taken from the options of `launching` and `python_of_engine`: interpreters, launcher, workers, timeout. What was
+    not said is left to what goes for every run. Raises UsageError."""
+    from harness.plan import parse_pairs
+
+    pairs = [*given.pop("launcher_options"), *(f"address={address}" for address in [given.pop("address")] if address)]
+    found = {
+        "pythons": dict(parse_pairs("--python", given.pop("pythons"))),
+        "launcher_options": dict(parse_pairs("--launcher-option", pairs)),
+        "workers": given.pop("workers"),
+        "timeout": given.pop("timeout"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def perform(options: Options) -> Result:

@@ -80,9 +80,10 @@ def _device(on: str | None, dry_run: bool) -> Any:
 
 def _options(read: Any, given: dict[str, Any]) -> Any:
     """The command line before the file's settings, and those before what goes for every run. Raises UsageError."""
+    from harness.commands.perform import launch_options
     from harness.failures import CLASSES
     from harness.names import check_known
-    from harness.plan import Options, parse_pairs
+    from harness.plan import Options
     from harness.schedule import Policy
 
     said = read.value.get("settings", {})
@@ -105,12 +106,6 @@ def _options(read: Any, given: dict[str, Any]) -> Any:
         retries=value("retries", 1),
         fail_fast=given.pop("fail_fast"),
     )
-    return Options(
-        policy=policy,
-        profiler=value("profile", None, "profiler"),
-        timeout=value("timeout", 3600.0),
-        workers=value("workers", 1),
-        pythons=dict(parse_pairs("--python", given.pop("pythons"))),
-        launcher_options=dict(parse_pairs("--launcher-option", given.pop("launcher_options"))),
-        **given,
-    )
+    profiler = value("profile", None, "profiler")
+    told = {name: said[name] for name in ("timeout", "workers") if name in said} | launch_options(given)
+    return Options(policy=policy, profiler=profiler, **told, **given)
