@@ -25,7 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import device, interpreters, models
+from harness import device
+from harness.model import models
+from harness.planning import interpreters
 
 LOWEST, HIGHEST = 0.98, 1.02
 VOCABULARY = 10_240  # holds every id vLLM's benchmark draws

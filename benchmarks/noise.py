@@ -22,12 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from harness import Generation, device, models, plugins, records
+from harness import Generation, device, plugins
 from harness.cells import Cell, Load, Setup
-from harness.compare import METRICS, SAME, compare
-from harness.inputs import Inputs
+from harness.judging.compare import METRICS, SAME, compare
 from harness.launcher import Outcome
-from harness.stats import LEAST_ROUNDS, PERCENT, interval_of_gap, merged, statistics, student
+from harness.model import models
+from harness.recording import records
+from harness.recording.stats import LEAST_ROUNDS, PERCENT, interval_of_gap, merged, statistics, student
+from harness.working.inputs import Inputs
 from harness.workloads import perf
 
 SLOWER = 0.05

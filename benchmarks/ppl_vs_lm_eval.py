@@ -29,8 +29,9 @@ except ImportError as error:
 import torch
 from harness_hf.session import HfSession
 
-from harness import Cell, Load, Setup, Support, models
-from harness.inputs import Request, make
+from harness import Cell, Load, Setup, Support
+from harness.model import models
+from harness.working.inputs import Request, make
 
 TARGET = 1.5  # times lm-eval at its own default, batch 1
 

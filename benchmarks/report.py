@@ -28,11 +28,11 @@ from harness.cells import Cell, Setup
 from harness.device import Device
 from harness.engine import Generation, Response
 from harness.failures import Failure
-from harness.inputs import Inputs
 from harness.launcher import Outcome
-from harness.metrics import raw_times, speed
 from harness.precision import Support
-from harness.records import Record, make, write_json
+from harness.recording.metrics import raw_times, speed
+from harness.recording.records import Record, make, write_json
+from harness.working.inputs import Inputs
 from harness.workloads import ppl
 
 TARGET_WRITE_S, TARGET_OPEN_S = 5, 3

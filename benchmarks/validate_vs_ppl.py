@@ -15,12 +15,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from harness import models
 from harness.accuracy.subject import about
 from harness.cells import Cell, Load, Setup
-from harness.inputs import Request, make
+from harness.model import models
 from harness.plugins import discover
 from harness.precision import Support
+from harness.working.inputs import Request, make
 from harness.workloads import baseline, ppl, validate
 
 TARGET = 1.3

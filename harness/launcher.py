@@ -35,10 +35,10 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None  # which they are; see harness.weights.identity
+    weights: str | None = None  # which they are; see harness.model.weights.identity
     load_seconds: float | None = None
     started_at: str | None = None  # ISO time, UTC
-    telemetry: dict[str, Any] | None = None  # of its machine meanwhile; see harness.telemetry
+    telemetry: dict[str, Any] | None = None  # of its machine meanwhile; see harness.working.telemetry
 
 
 class Stopped(Exception):

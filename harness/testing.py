@@ -20,9 +20,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import device, models
+from harness import device
 from harness.cells import Cell, Load, Setup
 from harness.engine import EngineSpec, Session
+from harness.model import models
 from harness.plugins import discover
 from harness.precision import COMPUTE_MODES, NATIVE, PRECISIONS, UNSUPPORTED
 from harness.serde import to_json

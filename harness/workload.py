@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.engine import Session
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
 
 Progress = Callable[[int, int], None]  # done, of
 

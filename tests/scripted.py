@@ -7,10 +7,10 @@ import json
 from harness.cells import Cell, Setup
 from harness.device import Device
 from harness.engine import Generation, Response
-from harness.inputs import Inputs
 from harness.launcher import Outcome
 from harness.precision import Support
-from harness.records import make
+from harness.recording.records import make
+from harness.working.inputs import Inputs
 from harness.workloads import perf, ppl
 
 GPU = Device("cuda", "a GPU", 8, 80 << 30, 90, "570.1", 700.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.breakdown import print_breakdown
 from harness.cli import cli
+from harness.judging.breakdown import print_breakdown
 
 PAGE = Path(__file__).parents[1] / "docs/h200/profiles"
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 from scripted import GPU, STEADY, record, scaled
 
-from harness import conditions
 from harness.cli import cli
-from harness.compare import METRICS, compare, ratio_interval
-from harness.stats import CONFIDENCE
+from harness.judging.compare import METRICS, compare, ratio_interval
+from harness.recording import conditions
+from harness.recording.stats import CONFIDENCE
 
 NLLS = (1.0, 1.2, 0.9, 1.1)
 FAST, SURE = record("perf", STEADY), record("ppl", NLLS)

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from scripted import GPU, record
 
 from harness.cli import COMMANDS, cli
-from harness.conditions import ACCURACY, CONDITIONS, SAME_ENGINE, SPEED
 from harness.device import Device
-from harness.expectations import DEFAULT_METRICS, check, expected_of
-from harness.records import BESIDE, OutputFolder
+from harness.judging.expectations import DEFAULT_METRICS, check, expected_of
+from harness.recording.conditions import ACCURACY, CONDITIONS, SAME_ENGINE, SPEED
+from harness.recording.records import BESIDE, OutputFolder
 
 ROOT = Path(__file__).parents[1]
 QUIET = [100.0, 100.2, 99.9, 100.1, 99.8]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.footprint import footprint
-from harness.models import DATA, known
-from harness.shape import shape_of
-from harness.weights import config_of
+from harness.model.footprint import footprint
+from harness.model.models import DATA, known
+from harness.model.shape import shape_of
+from harness.model.weights import config_of
 
 GIB = 1 << 30
 RECORDS = sorted((Path(__file__).parents[1] / "docs/h200/records").glob("*.json"))

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import importers
 from harness.cells import Cell, Setup
-from harness.conditions import CONDITIONS
 from harness.device import Device
 from harness.errors import UsageError
-from harness.metrics import summarise
 from harness.precision import Support
-from harness.records import make
+from harness.recording import importers
+from harness.recording.conditions import CONDITIONS
+from harness.recording.metrics import summarise
+from harness.recording.records import make
 
 SAMPLES = Path(__file__).parent / "data" / "imported"
 NAMES = sorted(path.name for path in SAMPLES.glob("*.json"))

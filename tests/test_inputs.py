@@ -2,9 +2,10 @@
 
 import pytest
 
-from harness import inputs, models
-from harness.corpus import read_text, stdlib_text
 from harness.errors import UsageError
+from harness.model import models
+from harness.working import inputs
+from harness.working.corpus import read_text, stdlib_text
 
 TINY = str(models.DATA / "tinymoe")
 

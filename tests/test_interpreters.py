@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import interpreters
 from harness.engine import EngineSpec
-from harness.records import make
-from harness.plan import Options, make_plan
+from harness.planning import interpreters
+from harness.planning.plan import Options, make_plan
+from harness.recording.records import make
 
 BROKEN = {  # what an interpreter that is none does instead, and words of the complaint
     "fails": ("echo 'the snake is dead' >&2; exit 1", "the snake is dead"),
@@ -91,7 +91,7 @@ def test_a_virtual_environment_named_after_the_engine_is_found_without_options(h
 def test_the_engine_runs_in_the_interpreter_that_was_found(harness):
     python = telling(harness.folder / ".venv-echo/bin/python")
     assert harness.measure("--precision", "bf16", "--workload", "perf").returncode == 0
-    assert "-m harness.worker" in (python.parent / "used").read_text()
+    assert "-m harness.working.worker" in (python.parent / "used").read_text()
 
 
 @pytest.mark.parametrize("spelling", ["mine/python", "./mine/python", "~/mine/python", "{folder}/mine/python", "PATH"])
@@ -104,7 +104,7 @@ def test_an_interpreter_named_with_python_wins_over_the_one_that_was_found(harne
     chosen = "echo=" + spelling.format(folder=harness.folder)
     assert Path(doctor(harness, "echo", "--python", chosen)["python"]).parent == mine.parent
     assert harness.measure("--precision", "bf16", "--workload", "perf", "--python", chosen).returncode == 0
-    assert "-m harness.worker" in (mine.parent / "used").read_text()
+    assert "-m harness.working.worker" in (mine.parent / "used").read_text()
     assert not (found.parent / "used").exists()
 
 

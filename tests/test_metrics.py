@@ -5,7 +5,15 @@ import math
 import pytest
 
 from harness import Generation, Response
-from harness.metrics import DEFINITIONS, iteration_samples, percentile, perplexities, raw_times, speed, summarise
+from harness.recording.metrics import (
+    DEFINITIONS,
+    iteration_samples,
+    percentile,
+    perplexities,
+    raw_times,
+    speed,
+    summarise,
+)
 from harness.workloads import perf, ppl
 
 MS = 1_000_000

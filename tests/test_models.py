@@ -8,11 +8,11 @@ import re
 import pytest
 
 from harness import UsageError
-from harness.models import known, resolve
-from harness.shape import shape_of
-from harness.weights import config_of
+from harness.model.models import known, resolve
+from harness.model.shape import shape_of
+from harness.model.weights import config_of
 
-# By the makers' own layer sizes, counted apart from harness/shape.py; routers' correction biases included.
+# By the makers' own layer sizes, counted apart from harness/model/shape.py; routers' correction biases included.
 PARAMETERS = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,

@@ -118,7 +118,7 @@ def test_the_core_depends_on_little_and_every_engine_is_an_extra(built):
         line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")
     ]
     core = {line.partition(">")[0] for line in requires if "extra" not in line}
-    assert core == {"click", "pluggy", "rich", "nvidia-ml-py"}
+    assert core == {"click", "pluggy", "rich", "nvidia-ml-py", "pyyaml", "jsonschema"}
     extras = {
         line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra")
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from scripted import STEADY, record, scaled
 
-from harness.conditions import CONDITIONS
-from harness.pairs import pair_up
+from harness.judging.pairs import pair_up
+from harness.recording.conditions import CONDITIONS
 
 SAMPLES = Path(__file__).parent / "data" / "imported"
 RECORD = scaled(1)

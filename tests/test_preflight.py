@@ -12,9 +12,9 @@ from harness_vllm import resolves
 
 from harness.cells import Cell, Setup
 from harness.device import Device
-from harness.models import known
+from harness.model.models import known
+from harness.planning.preflight import broken_rule, duplicates, memory, tight
 from harness.precision import EMULATED, NATIVE, Support
-from harness.preflight import broken_rule, duplicates, memory, tight
 
 SWEEP = Path(__file__).parents[1] / "sweeps/neurips_traces.yaml"
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3", 8, 81559 << 20, 90)

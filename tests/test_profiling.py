@@ -136,7 +136,7 @@ def test_a_profiler_may_start_its_worker_itself_after_the_timed_ones(harness, wr
     for record in harness.records():
         files = [harness.folder / "out" / name for name in record["profile"]["files"]]
         assert [path.name for path in files] == ["inside", "profile_bf16_cpu.txt"]
-        assert "harness.worker" in files[1].read_text()
+        assert "harness.working.worker" in files[1].read_text()
     assert harness.processes() == {}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from scripted import record, scaled
 
-from harness import ledger
-from harness.pairs import read
-from harness.records import BESIDE, SCHEMA_VERSION, OutputFolder, read_folder
+from harness.judging.pairs import read
+from harness.recording import ledger
+from harness.recording.records import BESIDE, SCHEMA_VERSION, OutputFolder, read_folder
 
 GOOD = scaled(1)
 KEY = GOOD["key"]
@@ -141,7 +141,7 @@ WRITER = """
 import json, sys
 from pathlib import Path
 from harness import ledger
-from harness.records import OutputFolder
+from harness.recording.records import OutputFolder
 folder, records = OutputFolder(Path(sys.argv[1])), json.loads(Path(sys.argv[2]).read_text())
 print("ready", flush=True)
 sys.stdin.readline()

@@ -15,8 +15,8 @@ import pytest
 from scripted import record, scaled
 
 from harness.cli import cli
-from harness.records import BESIDE, OutputFolder
-from harness.results import Filter, read
+from harness.judging.results import Filter, read
+from harness.recording.records import BESIDE, OutputFolder
 
 PERF = scaled(1)
 BIG = scaled(2, batch_size=16, precision="bf16", quantize=None, quant_algo=None)

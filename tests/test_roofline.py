@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from shapes import QWEN3_30B
 
-from harness.models import DATA
-from harness.roofline import NOTHING, Peaks, Work, count, of_record, peaks_of, roofline
-from harness.shape import FAMILIES, Uncountable, shape_of
+from harness.model.models import DATA
+from harness.model.shape import FAMILIES, Uncountable, shape_of
+from harness.recording.roofline import NOTHING, Peaks, Work, count, of_record, peaks_of, roofline
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared"

@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 from scripted import STEADY, record, scaled
 
-from harness.compare import compare
-from harness.stats import interval_of_gap, merged
+from harness.judging.compare import compare
+from harness.recording.stats import interval_of_gap, merged
 
 level_of = cache(scaled)  # making one collects the garbage of all tests before
 

@@ -12,8 +12,8 @@ from statistics import median
 import pytest
 from scripted import FACTS, STEADY, record
 
-from harness.metrics import speed
-from harness.stats import (
+from harness.recording.metrics import speed
+from harness.recording.stats import (
     CONFIDENCE,
     common_rounds,
     drift,

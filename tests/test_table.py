@@ -7,8 +7,8 @@ import io
 import pytest
 from scripted import record, scaled
 
-from harness.compare import compare
-from harness.table import notes, print_verdict, ranking
+from harness.judging.compare import compare
+from harness.judging.table import notes, print_verdict, ranking
 
 PLAIN = {"precision": "bf16", "quantize": None, "quant_algo": None}
 FAST, SLOW = scaled(1), scaled(1.5, **PLAIN)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from harness.telemetry import REASONS, problems, sampling
+from harness.working.telemetry import REASONS, problems, sampling
 
 # Two GPUs, the second throttled. It refuses whatever the real one would: a call before nvmlInit, a handle that is none.
 STAND_IN = """
@@ -127,7 +127,7 @@ def on_gpus(stand_in):
 
 SAMPLED = """
     import sys, threading, time
-    from harness.telemetry import problems, sampling
+    from harness.working.telemetry import problems, sampling
     with sampling({gpus}, period_s=0.02) as sampler:
         while len(sampler.host) < 20:
             time.sleep(0.01)
@@ -233,7 +233,7 @@ def test_a_machine_that_others_use_is_said_to_be_so():
 ENERGY = """
     import pynvml
     from scripted import Scripted
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
     from harness.workloads import perf
 
     class Session(Scripted):

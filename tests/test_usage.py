@@ -191,7 +191,7 @@ def test_doctor_names_device_engines_and_compute_modes(harness):
     ("arguments", "also"),
     [
         (["--help"], {"harness.workloads", "harness.plugins", "pluggy"}),
-        (["list", "precisions"], {"harness.corpus", "harness.run"}),
+        (["list", "precisions"], {"harness.working.corpus", "harness.working.run"}),
     ],
 )
 def test_help_and_lists_import_nothing_heavy(harness, arguments, also):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from harness.corpus import stdlib_text
+from harness.working.corpus import stdlib_text
 
 SEED = 20261121
 VOCAB = 2048

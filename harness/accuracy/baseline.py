@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.model.weights import folder_of, same_weights
 from harness.tensorfile import TensorFile, open_header
-from harness.weights import folder_of, same_weights
 
 FORMAT = "harness-baseline-1"
 SECTIONS = ("windows", "greedy")

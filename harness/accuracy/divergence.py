@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness.accuracy.rows import LEAST, Aligned, Rows
-from harness.metrics import mean, percentile
+from harness.recording.metrics import mean, percentile
 
 OVERLAP = 10  # likeliest tokens whose overlap is counted
 TIE = 1e-6  # what taking the norm away and back may cost

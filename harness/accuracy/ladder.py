@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import models
 from harness.accuracy.baseline import Baseline
 from harness.accuracy.subject import about
-from harness.records import Record
-from harness.plan import Options
-from harness.run import Result
+from harness.model import models
+from harness.planning.plan import Options
+from harness.recording.records import Record
+from harness.working.run import Result
 
 PLAIN = "bf16"
 ENGINE, QUANTISATION, BOTH = "engine", "quantisation", "engine and quantisation"

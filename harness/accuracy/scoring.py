@@ -20,7 +20,7 @@ from harness.accuracy.suspects import Residuals, suspects
 from harness.accuracy.tolerances import Tolerance, parse
 from harness.engine import Session
 from harness.errors import BadOutput
-from harness.inputs import Inputs
+from harness.working.inputs import Inputs
 from harness.workload import Progress
 
 KEPT = 64  # tokens of a row where whole rows would be too many

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import harness
-from harness import models, weights
 from harness.accuracy.baseline import tokenizer_sha256, vocabulary_size
 from harness.cells import Setup
+from harness.model import models, weights
 
 
 def about(model: models.Model, engine: str, precision: str, checkpoint: str | None = None) -> dict[str, Any]:

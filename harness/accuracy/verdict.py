@@ -8,9 +8,9 @@ from typing import Any, TextIO
 from harness.accuracy.baseline import Baseline
 from harness.accuracy.ladder import BOTH, QUANTISATION, Rung, rungs
 from harness.accuracy.words import in_words
+from harness.judging.table import WIDTH
 from harness.precision import EMULATED, WEIGHT_ONLY
-from harness.records import Record
-from harness.table import WIDTH
+from harness.recording.records import Record
 
 HEADS = (
     "cause",

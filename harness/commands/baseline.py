@@ -43,9 +43,9 @@ def baseline(
     Over windows of a dataset and greedy continuations of their beginnings, or over prompts. The file is safetensors and
     holds token ids, logits (or the likeliest tokens and the mass of the others) and hashes of model and tokenizer.
     """
-    from harness import models
     from harness.accuracy.baseline import is_baseline
     from harness.accuracy.subject import about
+    from harness.model import models
 
     texts = _texts(prompts, prompts_file, given)
     if not texts and num_tokens >= (given["input_len"] or num_tokens + 1):

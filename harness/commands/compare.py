@@ -12,7 +12,7 @@ import click
 from harness.commands.options import Names
 
 if TYPE_CHECKING:
-    from harness.pairs import Pairs
+    from harness.judging.pairs import Pairs
 
 NOT_COMPARABLE = 3
 FINDINGS = {
@@ -59,10 +59,10 @@ def compare(
     trtllm-bench and AIPerf. Exit code: 0 no regression, 1 B is worse beyond noise and tolerance, 3 not comparable; with
     --fail-on 0 or 1.
     """
-    from harness.compare import NOISE
-    from harness.conditions import CONDITIONS
+    from harness.judging.compare import NOISE
+    from harness.judging.pairs import pair_up, read
     from harness.names import check_known
-    from harness.pairs import pair_up, read
+    from harness.recording.conditions import CONDITIONS
 
     for name in assume:
         check_known("condition", name, (*CONDITIONS, NOISE, "all"))
@@ -79,7 +79,7 @@ def compare(
 
 
 def _findings(pairs: Pairs, tolerance: float) -> set[str]:
-    from harness.compare import UNKNOWN
+    from harness.judging.compare import UNKNOWN
 
     theirs = [pair.b for pair in pairs.pairs] + [record for side, record in pairs.alone if side == "B"]
     verdicts = {found.verdict for pair in pairs.pairs for found in pair.comparison.metrics.values()}

@@ -20,15 +20,16 @@ from harness import __version__
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, and nothing else, on stdout.")
 def doctor(pythons: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine and its interpreters can run, and what is missing."""
-    from harness.plan import parse_pairs
+    from harness.planning.plan import parse_pairs
 
     report = examine(dict(parse_pairs("--python", pythons)))
     click.echo(json.dumps(report, indent=1) if as_json else _text(report))
 
 
 def examine(pythons: dict[str, str]) -> dict[str, Any]:
-    from harness import device, interpreters
+    from harness import device
     from harness.engine import support_of
+    from harness.planning import interpreters
     from harness.plugins import discover
     from harness.precision import PRECISIONS
     from harness.serde import to_json

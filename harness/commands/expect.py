@@ -15,8 +15,8 @@ from harness.commands.options import Names
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.expectations import Finding
-    from harness.records import Record
+    from harness.judging.expectations import Finding
+    from harness.recording.records import Record
 
 
 @click.group()
@@ -45,11 +45,11 @@ def record(
     measure stays as it is, other devices' expectations too, and so do tolerances that are not given. Exit code: 0
     written, 2 wrong usage, also for a file that exists without --update.
     """
-    from harness.compare import METRICS
-    from harness.expectationfile import read, text
-    from harness.expectations import DEFAULT_METRICS, changes, expected_of, merged
+    from harness.judging.compare import METRICS
+    from harness.judging.expectationfile import read, text
+    from harness.judging.expectations import DEFAULT_METRICS, changes, expected_of, merged
     from harness.names import check_known
-    from harness.records import write_text
+    from harness.recording.records import write_text
 
     for name in metrics or ():
         check_known("metric", name, METRICS)
@@ -88,8 +88,8 @@ def check(folder: Path, file: Path, fail_on_unknown: bool, as_json: bool) -> Non
     unknown, and so is what the noise would hide. Exit code: 0 nothing regressed, 1 something did, or is unknown with
     --fail-on-unknown (expectations of other devices only where there are none of this one), 2 wrong usage.
     """
-    from harness import expectations
-    from harness.expectationfile import read
+    from harness.judging import expectations
+    from harness.judging.expectationfile import read
 
     records = _records(folder)
     found, others = expectations.check(read(file), records)
@@ -132,7 +132,7 @@ def _lines(found: list[Finding]) -> list[str]:
 
 
 def _records(folder: Path) -> list[Record]:
-    from harness.records import is_record, read_files
+    from harness.recording.records import is_record, read_files
 
     if not (folder / "records").is_dir():
         raise UsageError(f"{str(folder)!r}: no output folder of `harness run`: it has no records/")
@@ -144,7 +144,7 @@ def _records(folder: Path) -> list[Record]:
 
 def _shares(tolerances: tuple[str, ...]) -> dict[str, float]:
     """By metric, from percent; one without a name is for every metric that has none of its own."""
-    from harness.compare import METRICS
+    from harness.judging.compare import METRICS
     from harness.names import check_known
 
     found: dict[str, float] = {}

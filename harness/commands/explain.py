@@ -63,7 +63,7 @@ def _analysis(path: Path, rules: tuple[Rule, ...], device: int | None) -> tuple[
     """A name for sentences, and what `harness analyze` says of a trace, or said of that of a record."""
     from harness.jsonfile import Node, load
     from harness.kernels.analysis import analyse
-    from harness.profiling import analysis_of
+    from harness.recording.profiling import analysis_of
 
     if path.suffix == ".json" and path.is_file() and path.stat().st_size <= READ:
         with path.open("rb") as file:

@@ -38,7 +38,7 @@ def generate(prompts: tuple[str, ...], prompts_file: Path | None, greedy: bool, 
     Nothing is timed; it is for reading what a precision makes of a prompt. With the same seed, an engine repeats itself;
     two engines draw different tokens.
     """
-    from harness import models
+    from harness.model import models
 
     texts = prompts_of(prompts, prompts_file)
     if not texts:

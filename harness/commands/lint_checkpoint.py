@@ -20,7 +20,7 @@ def lint_checkpoint(path: str, as_json: bool) -> None:
     Exit code: 0 no error, 1 an error, 2 no checkpoint.
     """
     from harness.lint.report import lint, show
-    from harness.weights import folder_of
+    from harness.model.weights import folder_of
 
     try:
         folder = folder_of(path)

@@ -34,7 +34,7 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 
 def _engines() -> list[dict[str, Any]]:
-    from harness import interpreters
+    from harness.planning import interpreters
     from harness.plugins import discover
 
     rows = []
@@ -81,13 +81,13 @@ def _launchers() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from harness.models import known
+    from harness.model.models import known
 
     return [{"model": m.name, "path": m.path, "summary": m.summary} for m in known().values()]
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from harness.metrics import DEFINITIONS
+    from harness.recording.metrics import DEFINITIONS
 
     return [{"metric": name, "definition": text} for name, text in DEFINITIONS.items()]
 
@@ -128,9 +128,10 @@ def precisions(engine: str | None, sm: int | None, as_json: bool) -> None:
 
 def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[str, Any]]:
     """`{engine, precision, sm, compute_mode, reason}` for a GPU of compute capability `sm`, or for this machine."""
-    from harness import device, interpreters
+    from harness import device
     from harness.engine import support_of
     from harness.names import check_known
+    from harness.planning import interpreters
     from harness.plugins import discover
 
     engines = discover().engines

@@ -73,7 +73,9 @@ def launching(command: Callable[..., Any]) -> Callable[..., Any]:
             "--launcher-option", "launcher_options", multiple=True, metavar="NAME=VALUE", help="For it. Repeatable."
         ),
         click.option("--address", metavar="ADDRESS", help="Same as --launcher-option address=ADDRESS."),
-        click.option("--workers", type=click.IntRange(1), help="Loads at once, each with GPUs or cores of its own.  [1]"),
+        click.option(
+            "--workers", type=click.IntRange(1), help="Loads at once, each with GPUs or cores of its own.  [1]"
+        ),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),

@@ -12,8 +12,8 @@ import click
 from harness.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
-    from harness.plan import Options, Plan
-    from harness.run import Result
+    from harness.planning.plan import Options, Plan
+    from harness.working.run import Result
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a terminal's stop is as orderly as Ctrl-C
 
@@ -21,7 +21,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a batch system's or a 
 def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -> Options:
     """From the options of a command, those of `harness.commands.options.loading` among them; one engine, model or
     precision is a list of one. Raises UsageError."""
-    from harness.plan import Options, parse_pairs
+    from harness.planning.plan import Options, parse_pairs
 
     for one in ("engine", "model", "precision"):
         if one in given:
@@ -41,7 +41,7 @@ def run_options(parameters: dict[str, tuple[Any, ...]], given: dict[str, Any]) -
 def launch_options(given: dict[str, Any]) -> dict[str, Any]:
     """Taken from the options of `launching` and `python_of_engine`: interpreters, launcher, workers, timeout. What was
     not said is left to what goes for every run. Raises UsageError."""
-    from harness.plan import parse_pairs
+    from harness.planning.plan import parse_pairs
 
     pairs = [*given.pop("launcher_options"), *(f"address={address}" for address in [given.pop("address")] if address)]
     found = {
@@ -55,7 +55,7 @@ def launch_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def perform(options: Options) -> Result:
     """Plans and runs, with progress on stderr. Raises UsageError before any worker exists."""
-    from harness.plan import make_plan
+    from harness.planning.plan import make_plan
     from harness.plugins import discover
 
     for problem in discover().problems:  # before the plan, which may miss what was left out
@@ -64,8 +64,8 @@ def perform(options: Options) -> Result:
 
 
 def perform_plan(plan: Plan, options: Options) -> Result:
-    from harness.progress import Progress
-    from harness.run import execute
+    from harness.working.progress import Progress
+    from harness.working.run import execute
 
     progress = Progress(total=sum(cell.skip is None for cell in plan.cells))
     for number in STOPS:
@@ -100,8 +100,8 @@ def prompts_of(prompts: tuple[str, ...], file: Path | None) -> list[str]:
 
 def absolute_dataset(name: str) -> str:
     """The job that reads it runs in another folder. Raises UsageError for a name or file nobody knows."""
-    from harness.corpus import DATASETS
     from harness.names import check_known
+    from harness.working.corpus import DATASETS
 
     if name.startswith("file:"):
         path = os.path.abspath(os.path.expanduser(name.removeprefix("file:")))

@@ -42,9 +42,9 @@ def results(folders: tuple[Path, ...], form: str, output: Path | None, where: tu
     Every record is a row, failed tries of cells that were measured before too. What was not measured is empty, or
     null; never 0. Exit code: 0, also where no record matches; 2 wrong usage.
     """
-    from harness import results as rows_of
+    from harness.judging import results as rows_of
     from harness.names import check_known
-    from harness.records import write_text
+    from harness.recording.records import write_text
 
     for name in filters["status"]:
         check_known("status", name, STATUSES)

@@ -99,8 +99,8 @@ def _options(given: dict[str, Any]) -> Any:
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:
-    from harness.breakdown import print_breakdown
-    from harness.table import print_verdict
+    from harness.judging.breakdown import print_breakdown
+    from harness.judging.table import print_verdict
 
     if records:
         print_verdict(records, sys.stdout)

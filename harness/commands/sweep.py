@@ -83,8 +83,8 @@ def _options(read: Any, given: dict[str, Any]) -> Any:
     from harness.commands.perform import launch_options
     from harness.failures import CLASSES
     from harness.names import check_known
-    from harness.plan import Options
-    from harness.schedule import Policy
+    from harness.planning.plan import Options
+    from harness.planning.schedule import Policy
 
     said = read.value.get("settings", {})
 

@@ -38,11 +38,11 @@ def validate(file: Path, model: str | None, as_json: bool, **given: Any) -> None
     KL both ways, agreement and NLL over the baseline's tokens, routing drift, and the logit-matching test along its
     greedy continuations. Exit code: 0 logits match, 1 they do not or a cell failed, 2 wrong usage or unusable logits.
     """
-    from harness import models, weights
     from harness.accuracy.baseline import check_same_model, open_baseline
     from harness.accuracy.ladder import climb
     from harness.accuracy.tolerances import parse
     from harness.accuracy.verdict import print_verdict, to_json
+    from harness.model import models, weights
 
     parse(given["tol_map"])
     baseline = open_baseline(file.expanduser().resolve())
@@ -64,7 +64,7 @@ def validate(file: Path, model: str | None, as_json: bool, **given: Any) -> None
 
 
 def _model_of(about: dict[str, Any]) -> str:
-    from harness import models
+    from harness.model import models
 
     return about["model"] if about["model"] in models.known() else about["path"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from harness.errors import UsageError
-from harness.metrics import NS_PER_MS, SAMPLES_FOR_P99, mean, percentile
+from harness.recording.metrics import NS_PER_MS, SAMPLES_FOR_P99, mean, percentile
 
 PERCENTS = (50, 90, 95, 99, 100)
 DEFINITIONS = {

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import models, weights
 from harness.accuracy.baseline import Baseline, check_same_model, open_baseline
 from harness.accuracy.subject import about
 from harness.errors import HarnessError, UsageError
 from harness.evaluation.prompts import BaseData
 from harness.evaluation.report import benchmark_report
 from harness.evaluation.score import Score, append_csv, csv_row, score
-from harness.records import Record, write_json
-from harness.plan import Options
-from harness.run import Result
+from harness.model import models, weights
+from harness.planning.plan import Options
+from harness.recording.records import Record, write_json
+from harness.working.run import Result
 
 REFERENCE = ("hf", "bf16")
 Perform = Callable[[Options], Result]

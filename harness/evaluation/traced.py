@@ -17,15 +17,15 @@ from harness.errors import UsageError
 from harness.evaluation.flops import KernelFlopProvider, KernelFlops
 from harness.hookspecs import hookimpl
 from harness.jsonfile import Node, load
-from harness.roofline import count as count_work
-from harness.shape import KIND_OF
+from harness.model.shape import KIND_OF
+from harness.recording.roofline import count as count_work
 
 if TYPE_CHECKING:
     from harness.kernels.labelling import Labelled
     from harness.traces.trace import Trace
 
 FILE = "kernel_set.json"  # in a folder
-PARTS = {  # of harness.roofline's work, by the category of the kernels that do it
+PARTS = {  # of harness.recording.roofline's work, by the category of the kernels that do it
     "expert_gemm": ("experts",),
     "dense_gemm": ("shared experts", "dense MLP", "attention projections", "head"),
     "gate_gemm": ("router",),

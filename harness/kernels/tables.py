@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.kernels.analysis import EXPERT, QUANT, Analysis, ceiling, coarse
 from harness.kernels.ledger import OUTSIDE, UNCLASSIFIED, WHOLE, Ledger
 from harness.lint.findings import printable
-from harness.records import write_json
+from harness.recording.records import write_json
 
 WIDTH = 200  # columns, whatever the terminal has
 SHOWN = 60  # characters of a name in a table

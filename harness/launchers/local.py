@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from harness import process
 from harness.cells import Cell
 from harness.device import Device, visible_gpus
 from harness.errors import UsageError
 from harness.hookspecs import hookimpl
 from harness.launcher import Control, Job, LauncherSpec, Outcome, Stopped
+from harness.working import process
 
 POLL_S = 0.2
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.records import Record
+from harness.recording.records import Record
 from harness.report.read import STATUSES, Entry
 from harness.report.rows import DASH, by, device, number, setup_words, work_words
 from harness.report.tables import Table, table

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.records import Record
+from harness.recording.records import Record
 from harness.report.rows import NAMES, Facts, by, mark, subject, work, work_words
 
 Chart = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness import __version__
-from harness.conditions import CONDITIONS
+from harness.recording.conditions import CONDITIONS
 from harness.report import cells, tables
 from harness.report.read import MEASURED, Entry, Found
 from harness.report.rows import Facts, by, subject

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from harness.metrics import NS_PER_MS, SAMPLES_FOR_P99
-from harness.records import Record
+from harness.recording.metrics import NS_PER_MS, SAMPLES_FOR_P99
+from harness.recording.records import Record
 from harness.report import charts
 from harness.report.rows import Facts, has_speed
 
@@ -46,7 +46,7 @@ def samples(record: Record, kind: str) -> list[tuple[int, int]] | None:
 
 
 def quantiles(found: Sequence[tuple[float, int]]) -> dict[str, float | int | None]:
-    """min, p10, p25, p50, p75, p90, p99, max and n, as `harness.metrics.percentile` has them, of weighted samples."""
+    """min, p10, p25, p50, p75, p90, p99, max and n, as `harness.recording.metrics.percentile` has them, of weighted samples."""
     ordered = sorted(found)
     total = sum(weight for _, weight in ordered)
     wanted = {"p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p99": 99}

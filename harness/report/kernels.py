@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.breakdown import MIXED, NAMES
 from harness.errors import HarnessError
 from harness.jsonfile import Node
+from harness.judging.breakdown import MIXED, NAMES
 from harness.kernels.waterfall import Waterfall, conclusion, explain
-from harness.profiling import analysis_of
-from harness.records import Record
+from harness.recording.profiling import analysis_of
+from harness.recording.records import Record
 from harness.report import charts
 from harness.report.read import Entry
 from harness.report.rows import Facts, by, setup_words, subject, work

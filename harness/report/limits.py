@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.records import Record
+from harness.recording.records import Record
+from harness.recording.roofline import Peaks, peaks_of
 from harness.report import charts
 from harness.report.rows import Facts, by, mark, subject, work_words
 from harness.report.tables import intensity
-from harness.roofline import Peaks, peaks_of
 
 NOTHING = (
     "No cell has a roofline: it needs a GPU of a known type, a config.json, and an engine that says the formats of "

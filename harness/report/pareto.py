@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.compare import BETTER, SAME, WORSE
-from harness.conditions import SPEED
+from harness.judging.compare import BETTER, SAME, WORSE
 from harness.precision import EMULATED
+from harness.recording.conditions import SPEED
 from harness.report import charts
 from harness.report.rows import Facts, Row, by, has_quality, has_speed, noise, setup_words, subject, work_words
 

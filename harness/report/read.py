@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import pairs
-from harness.compare import compare
 from harness.errors import UsageError
 from harness.failures import CLASSES
-from harness.records import SCHEMA_VERSION, Record, is_record
+from harness.judging import pairs
+from harness.judging.compare import compare
+from harness.recording.records import SCHEMA_VERSION, Record, is_record
 
 OBJECTS = ("environment", "effective", "requested")
 ABSENT: Record = {

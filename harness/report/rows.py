@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.compare import SAME, UNKNOWN, Comparison, Difference, compare
+from harness.judging.compare import SAME, UNKNOWN, Comparison, Difference, compare
 from harness.precision import EMULATED, PRECISIONS, WEIGHT_ONLY
-from harness.records import Record
+from harness.recording.records import Record
+from harness.recording.stats import PERCENT
 from harness.report.read import MEASURED, Entry
-from harness.stats import PERCENT
 
 Cell = list  # [value to sort by or None, text, reason where it is None]
 DASH = "–"
@@ -43,7 +43,7 @@ class Facts:
         self._compared: dict[tuple[int, int], Comparison] = {}
 
     def compare(self, a: Record, b: Record) -> Comparison:
-        """`harness.compare.compare` in latency and perplexity, once for each pair."""
+        """`harness.judging.compare.compare` in latency and perplexity, once for each pair."""
         key = id(a), id(b)
         if key not in self._compared:
             self._compared[key] = compare(self._light[id(a)], self._light[id(b)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.records import Record
+from harness.recording.records import Record
 from harness.report import charts
 from harness.report.rows import Facts, by, has_speed, work
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from harness.compare import UNKNOWN
+from harness.judging.compare import UNKNOWN
 from harness.precision import NATIVE
-from harness.records import Record
+from harness.recording.records import Record
+from harness.recording.stats import PERCENT
 from harness.report.rows import (
     DASH,
     SETUP,
@@ -31,7 +32,6 @@ from harness.report.rows import (
     why_not,
     work,
 )
-from harness.stats import PERCENT
 
 Table = dict[str, Any]
 TEXT = frozenset(  # columns of words; the others are numbers

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.compare import BETTER, SAME, UNKNOWN, WORSE, Difference
+from harness.judging.compare import BETTER, SAME, UNKNOWN, WORSE, Difference
+from harness.judging.table import ranking
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
-from harness.records import Record
+from harness.recording.records import Record
 from harness.report.read import MEASURED
 from harness.report.rows import (
     Facts,
@@ -24,7 +25,6 @@ from harness.report.rows import (
     subject,
     work_words,
 )
-from harness.table import ranking
 
 NAMED = 4  # works, setups or lines that a sentence names one by one
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from harness import models
 from harness.cells import Cell, Setup
 from harness.errors import UsageError
+from harness.model import models
 from harness.names import check_known
-from harness.plan import Ground, Options, Plan, find_checkpoint, find_profiler, make_cell, stand
+from harness.planning.plan import Ground, Options, Plan, find_checkpoint, find_profiler, make_cell, stand
 from harness.precision import PRECISIONS
 from harness.sweep.document import Document
 from harness.sweep.matrix import Row, count, idle_excludes, rows

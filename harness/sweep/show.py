@@ -9,10 +9,10 @@ from typing import Any
 from harness.cells import Cell, Setup
 from harness.columns import columns
 from harness.engine import backend_of
-from harness.plan import Options, Plan
-from harness.preflight import duplicates, memory, tight
-from harness.records import OutputFolder
-from harness.rounds import is_done
+from harness.planning.plan import Options, Plan
+from harness.planning.preflight import duplicates, memory, tight
+from harness.recording.records import OutputFolder
+from harness.recording.rounds import is_done
 
 
 def verdicts(plan: Plan, options: Options) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from harness.workload import Measurement, Progress, WorkloadSpec
 
 if TYPE_CHECKING:
     from harness.engine import Session
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.accuracy.baseline import open_baseline
 from harness.accuracy.tolerances import DEFAULT
 from harness.hookspecs import hookimpl
-from harness.inputs import Inputs
+from harness.working.inputs import Inputs
 from harness.workload import Measurement, Progress, WorkloadSpec
 from harness.workloads import perf
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engine import Sampling
 from harness.hookspecs import hookimpl
-from harness.inputs import stop_tokens, tokenizer_of
+from harness.working.inputs import stop_tokens, tokenizer_of
 from harness.workload import Measurement, Progress, WorkloadSpec
 
 if TYPE_CHECKING:
     from harness.engine import Session
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
 
 
 @hookimpl

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from harness import device
 from harness.errors import BadOutput
 from harness.hookspecs import hookimpl
-from harness.metrics import raw_times, speed
+from harness.recording.metrics import raw_times, speed
 from harness.workload import Measurement, Progress, WorkloadSpec
 
 if TYPE_CHECKING:
     from harness.engine import Generation, Session
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
 
 DECODE_STEPS = 8  # of a profiled pass
 PARAMETERS = {"batch_size": 1, "input_len": 512, "output_len": 256, "num_iterations": 20, "warmup_iterations": 5}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import BadOutput
 from harness.hookspecs import hookimpl
-from harness.metrics import perplexities
+from harness.recording.metrics import perplexities
 from harness.workload import Measurement, Progress, WorkloadSpec
 
 if TYPE_CHECKING:
     from harness.engine import Session
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
 
 
 @hookimpl

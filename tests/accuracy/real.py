@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from harness_hf.session import HfSession
 
-from harness import models
 from harness.accuracy.rows import Rows, rows_of
 from harness.cells import Cell, Load, Setup
-from harness.inputs import Request, make
+from harness.model import models
 from harness.precision import Support
+from harness.working.inputs import Request, make
 
 MODEL = models.resolve("tinymoe")
 WINDOWS = make(Request(MODEL.path, "windows", 6, 96, "stdlib")).ids

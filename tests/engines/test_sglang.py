@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 
-from harness import models
 from harness.cells import Cell, Load, Setup
 from harness.kernels.analysis import analyse
+from harness.model import models
 from harness.precision import NATIVE, Support
 from harness.testing import LogitsConformance
 

@@ -5,9 +5,10 @@ from importlib import metadata
 
 import pytest
 
-from harness import device, models
+from harness import device
 from harness.cells import Cell, Load, Setup
 from harness.engine import Sampling
+from harness.model import models
 from harness.precision import NATIVE, Support
 from harness.testing import EngineConformance, LogitsConformance
 
@@ -56,10 +57,9 @@ class TestTrtllmLogits(LogitsConformance):
 
 @pytest.mark.parametrize("workload", ["perf", "ppl", "validate"])
 def test_the_installed_version_takes_every_name_that_is_passed(workload):
+    from harness_trtllm import arguments
     from tensorrt_llm import SamplingParams
     from tensorrt_llm.llmapi.llm_args import TorchLlmArgs
-
-    from harness_trtllm import arguments
 
     setup = Setup("trtllm", "tinymoe", models.resolve("tinymoe").path, "bf16")
     load = Load(setup, (Cell(setup, workload, {"input_len": 16}, Support(NATIVE)),), NATIVE)

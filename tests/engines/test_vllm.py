@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness import models
 from harness.cells import Cell, Load, Setup
+from harness.model import models
 from harness.plugins import discover
 from harness.precision import NATIVE, Support
 from harness.testing import LogitsConformance

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import models
+from harness.model import models
 
 TINY = models.DATA / "tinymoe"
 SMALL = ["--output-dir", "out", "--num-chunks", 2, "--input-len", 32, "--json"]

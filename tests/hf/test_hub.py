@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 
-from harness import models
+from harness.model import models
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 ROWS = ["", " = Robert <unk> = \n", " He is an actor who has appeared in many films . \n"] * 60

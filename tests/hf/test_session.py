@@ -6,8 +6,9 @@ from harness_hf import session as module
 from harness_hf.products import Widened, widened
 from harness_hf.session import HfSession
 
-from harness import LoadFailed, Unsupported, models
+from harness import LoadFailed, Unsupported
 from harness.cells import Cell, Load, Setup
+from harness.model import models
 from harness.precision import Support
 
 FOLDER = str(models.DATA / "tinymoe")

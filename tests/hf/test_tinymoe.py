@@ -9,11 +9,12 @@ from harness_hf.session import HfSession
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from harness import inputs, models
 from harness.cells import Cell, Load, Setup
-from harness.corpus import stdlib_text
-from harness.metrics import perplexities
+from harness.model import models
 from harness.precision import Support
+from harness.recording.metrics import perplexities
+from harness.working import inputs
+from harness.working.corpus import stdlib_text
 
 FOLDER = models.DATA / "tinymoe"
 WINDOW, WINDOWS = 512, 64

@@ -6,7 +6,7 @@ import pytest
 from byhand import ATTENTION, EXPERT, kineto
 
 from harness.jsonfile import Node
-from harness.profiling import added, analysis_of
+from harness.recording.profiling import added, analysis_of
 
 BF16_EXPERTS = "bmm_Bfloat16_Bfloat16Bfloat16_Fp32_t128x8x128_swiGlu"
 RECORD = {

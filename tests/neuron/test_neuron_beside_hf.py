@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import compare
+from harness.judging.compare import compare
 
 ROOT = Path(__file__).parents[2]
 HARNESS = [sys.executable, "-m", "harness"]

@@ -13,9 +13,10 @@ from harness_neuron.session import NeuronSession
 from neuronx_distributed_inference.models.qwen3_moe import modeling_qwen3_moe as original
 from transformers import AutoModelForCausalLM
 
-from harness import BadOutput, LoadFailed, OutOfMemory, Setup, Unsupported, models
+from harness import BadOutput, LoadFailed, OutOfMemory, Setup, Unsupported
 from harness.cells import Cell, Load
 from harness.evaluation.hlo import count
+from harness.model import models
 from harness.precision import NATIVE, Support
 
 TINYMOE = models.resolve("tinymoe").path

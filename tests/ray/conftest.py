@@ -66,7 +66,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from harness.commands.perform import perform
-from harness.plan import Options
+from harness.planning.plan import Options
 
 given = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()}
 parameters = {name: tuple(values) for name, values in given.pop("parameters").items()}

@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_no_process_on_any_node_and_keeps_what_was_measured(harnes
     assert len(running(harness, "harness_ray.host")) == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert not running(harness, "harness_ray.host") + running(harness, "harness.worker")
+    assert not running(harness, "harness_ray.host") + running(harness, "harness.working.worker")
     assert wait_until(lambda: harness.processes() == {}, 10), harness.processes()  # Ray's own end a little later
     stopped = "stopped by the user before it was measured"
     assert found(harness) == {
@@ -67,7 +67,7 @@ def test_ctrl_c_leaves_no_process_on_any_node_and_keeps_what_was_measured(harnes
 def test_a_driver_that_is_killed_leaves_no_process_on_any_node(harness, on_ray, wait_until):
     process = on_ray.start(sin="leave_session:load,hang:score", **ONE)
     assert wait_until(lambda: "ppl: started" in harness.stderr(), 60), harness.stderr()
-    assert running(harness, "harness.worker")
+    assert running(harness, "harness.working.worker")
     process.kill()
     assert wait_until(lambda: harness.processes() == {}, 30), harness.processes()
 

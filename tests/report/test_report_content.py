@@ -9,12 +9,12 @@ import pytest
 from pages import PLAIN, content, failed, named, row, said, sentences
 from scripted import record, scaled
 
-from harness.compare import compare
 from harness.errors import UsageError
-from harness.metrics import percentile
+from harness.judging.compare import compare
+from harness.judging.table import ranking
+from harness.recording.metrics import percentile
 from harness.report import distributions
 from harness.report.read import read
-from harness.table import ranking
 
 H200 = Path(__file__).parents[2] / "docs/h200"
 FAST, SLOW = scaled(1), scaled(1.5, **PLAIN)

@@ -10,9 +10,10 @@ import pytest
 from harness_sglang import arguments as chosen
 from harness_sglang import support
 
-from harness import Setup, Unsupported, models
+from harness import Setup, Unsupported
 from harness.cells import Cell, Load
 from harness.device import Device
+from harness.model import models
 from harness.precision import NATIVE, UNSUPPORTED, WEIGHT_ONLY, Support
 
 KNOWN = set(

@@ -69,7 +69,7 @@ def _use(harness, paths: str, era: str, fault: str) -> None:
 @pytest.fixture
 def folder_with(tmp_path):
     """A checkpoint folder of these JSON files, besides tinymoe's config.json with other words in it."""
-    from harness import models
+    from harness.model import models
 
     def folder_with(files: dict[str, object] | None = None, **config: object) -> Path:
         folder = tmp_path / "checkpoint"

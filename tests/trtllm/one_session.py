@@ -14,9 +14,10 @@ import os
 import sys
 from pathlib import Path
 
-from harness import Session, Unsupported, models
+from harness import Session, Unsupported
 from harness.cells import Cell, Load, Setup
 from harness.errors import CellError
+from harness.model import models
 from harness.plugins import discover
 from harness.precision import NATIVE, Support
 from harness.serde import to_json

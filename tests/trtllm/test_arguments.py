@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from harness_trtllm import arguments
+from trtllm_double.args import arguments_class
+from trtllm_double.sampling import SamplingParams
 
 from harness import LoadFailed, Setup, Unsupported
 from harness.cells import Cell, Load
 from harness.precision import NATIVE, Support
-from harness_trtllm import arguments
-from trtllm_double.args import arguments_class
-from trtllm_double.sampling import SamplingParams
 
 OLD = arguments_class(("AUTO", "CUTLASS", "TRTLLM"), is_main=False)
 NEW = arguments_class(("AUTO", "CUTLASS", "TRTLLM", "MARLIN"), is_main=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import compare
+from harness.judging.compare import compare
 
 KIT = Path(__file__).parents[1] / "engines" / "test_trtllm.py"
 

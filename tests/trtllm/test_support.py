@@ -1,10 +1,10 @@
 """What TensorRT-LLM does with a precision, by version and GPU, said without either."""
 
 import pytest
+from harness_trtllm import support
 
 from harness.device import Device
 from harness.precision import NATIVE, PRECISIONS, UNSUPPORTED, WEIGHT_ONLY
-from harness_trtllm import support
 
 CPU = Device("cpu", "a CPU", 2, None)
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from harness_trtllm.checkpoint import Quant, check, local, prepared, read
 
 from harness import LoadFailed, Setup, Unsupported
-from harness_trtllm.checkpoint import Quant, check, local, prepared, read
 
 
 def setup(**named) -> Setup:

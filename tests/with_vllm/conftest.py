@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import interpreters, models
+from harness.model import models
+from harness.planning import interpreters
 from harness.plugins import discover
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import compare
-from harness.conditions import CONDITIONS
+from harness.judging.compare import compare
+from harness.recording.conditions import CONDITIONS
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--num-iterations", 3, "--warmup-iterations", 1, "--batch-size", 2, "--num-chunks", 16]

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from harness import BadOutput, Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Unsupported
 from harness.failures import is_out_of_memory
-from harness.weights import config_of, fingerprint
+from harness.model.weights import config_of, fingerprint
 from harness_neuron import compiled
 from harness_neuron.compiled import Shape
 from harness_neuron.facts import facts

@@ -1,7 +1,7 @@
 """Workers on the nodes of a Ray cluster: each load is one actor, on the node that Ray finds for it.
 
 driver (harness run)      a node                       its engine's own interpreter
-launcher.Cluster   <->   seat.Seat (Ray actor)   <->   host, which runs harness.worker
+launcher.Cluster   <->   seat.Seat (Ray actor)   <->   host, which runs harness.working.worker
 """
 
 from __future__ import annotations

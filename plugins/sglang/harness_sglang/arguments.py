@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Any
 
 from harness import Load, Setup, Unsupported
+from harness.model.weights import config_of
 from harness.provenance import PLAIN
-from harness.weights import config_of
 from harness_sglang import journal
 
 ROOM = 8  # tokens: SGLang refuses prompts, and shortens answers, that come within 7 of its context length

@@ -16,7 +16,7 @@ from sglang.srt.server_args import ServerArgs
 
 from harness import BadOutput, Generation, Load, LoadFailed, Logits, OutOfMemory, Response, Sampling, Unsupported
 from harness.failures import is_out_of_memory
-from harness.weights import config_of
+from harness.model.weights import config_of
 from harness_sglang import facts, journal, outputs, scheduler
 from harness_sglang.arguments import arguments, environment
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import LoadFailed, Setup, Unsupported, provenance
-from harness.weights import folder_of
+from harness.model.weights import folder_of
 
 FORMATS = {  # the engine's algorithms -> our precisions
     None: "bf16",

@@ -35,7 +35,9 @@ def support(precision: str, device: Device, version: str | None) -> Support:
     """What vLLM's own choice of kernels comes to (0.24 to 0.32). The session reads from the live model what it was."""
     if device.kind == "cpu":
         return _on_cpu(precision, device)
-    return _on_cuda(precision, device.sm) if device.sm else Support(UNSUPPORTED, "vLLM's packages are for GPUs and CPUs")
+    return (
+        _on_cuda(precision, device.sm) if device.sm else Support(UNSUPPORTED, "vLLM's packages are for GPUs and CPUs")
+    )
 
 
 def resolves(setup: Setup, device: Device, version: str | None) -> str | None:

@@ -31,7 +31,7 @@ from harness import EngineSpec, Generation, Measurement, ProfilerSpec, Response,
 if TYPE_CHECKING:
     from harness import Load, Session
     from harness.device import Device
-    from harness.inputs import Inputs
+    from harness.working.inputs import Inputs
     from harness.workload import Progress
 
 

@@ -1,9 +1,10 @@
 """As in the real package: LLM and what it takes."""
 
-from tensorrt_llm.llmapi.llm_args import CudaGraphConfig, KvCacheConfig, TorchLlmArgs
-from tensorrt_llm.version import ERA
 from trtllm_double.llm import llm_class
 from trtllm_double.sampling import SamplingParams
+
+from tensorrt_llm.llmapi.llm_args import CudaGraphConfig, KvCacheConfig, TorchLlmArgs
+from tensorrt_llm.version import ERA
 
 LLM = llm_class(ERA, TorchLlmArgs)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from tensorrt_llm.version import ERA
 from trtllm_double.model import CLASSES, moe_backend
+
+from tensorrt_llm.version import ERA
 
 
 def resolve_moe_impl(model_config: Any) -> SimpleNamespace:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import conditions
 from harness.cells import Cell
 from harness.device import Device
 from harness.errors import UsageError
 from harness.failures import Failure
 from harness.launcher import Outcome
 from harness.names import safe_name
+from harness.recording import conditions
 from harness.serde import to_json
 
 SCHEMA_VERSION = 2

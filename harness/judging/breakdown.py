@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from harness.records import Record
+from harness.recording.records import Record
 
 NAMES = {
     "expert_gemm": "expert GEMM",

@@ -22,7 +22,7 @@ from harness.cells import Cell
 from harness.failures import Failure
 from harness.launcher import Control, Job, Outcome, Stopped
 from harness.serde import to_json
-from harness.telemetry import sampling
+from harness.working.telemetry import sampling
 
 TICK_S = 0.2
 STOP_S = 10.0  # for the supervisor to kill what is left
@@ -66,7 +66,7 @@ def profile(job: Job, control: Control, env: Mapping[str, str] = NOWHERE) -> str
 
 
 class _Worker:
-    """One process and its events. `what`: arguments of harness.worker."""
+    """One process and its events. `what`: arguments of harness.working.worker."""
 
     def __init__(self, job: Job, control: Control, env: Mapping[str, str], *what: str) -> None:
         self.load, self.timeout, self.log, self.control = job.load, job.timeout, job.log, control
@@ -87,7 +87,7 @@ class _Worker:
         with self.log.open("ab") as output:
             self._log_start = output.tell()  # an earlier worker of this load wrote what is before
             self._process = subprocess.Popen(
-                [job.python, "-m", "harness.worker", str(write_end), *what],
+                [job.python, "-m", "harness.working.worker", str(write_end), *what],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import conditions
-from harness.metrics import deviation, iteration_samples, mean
 from harness.precision import EMULATED
-from harness.stats import LEAST_ROUNDS, common_rounds, interval_of_gap, log_medians, student, welch
+from harness.recording import conditions
+from harness.recording.metrics import deviation, iteration_samples, mean
+from harness.recording.stats import LEAST_ROUNDS, common_rounds, interval_of_gap, log_medians, student, welch
 
 BETTER, WORSE, SAME, UNKNOWN = "better", "worse", "no difference", "noise unknown"
 NOISE = "noise"  # what --assume calls metrics without samples

@@ -14,7 +14,7 @@ from itertools import accumulate
 from statistics import NormalDist, median
 from typing import Any
 
-from harness.metrics import deviation, iteration_samples, mean, speed
+from harness.recording.metrics import deviation, iteration_samples, mean, speed
 
 CONFIDENCE = 0.99  # of every interval; see docs/measuring.md for why not less
 PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")

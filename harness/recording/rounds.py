@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness import stats, telemetry
 from harness.cells import Cell
 from harness.launcher import Outcome
-from harness.records import MEASURED, OutputFolder, Record
-from harness.schedule import Policy
+from harness.planning.schedule import Policy
+from harness.recording import stats
+from harness.recording.records import MEASURED, OutputFolder, Record
+from harness.working import telemetry
 
 
 def added(

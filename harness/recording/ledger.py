@@ -8,7 +8,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from harness.records import MEASURED, OutputFolder, Record, is_newer, is_record, locked, read_files, write_json
+from harness.recording.records import (
+    MEASURED,
+    OutputFolder,
+    Record,
+    is_newer,
+    is_record,
+    locked,
+    read_files,
+    write_json,
+)
 
 SUMMARY = (
     "key",

@@ -12,10 +12,10 @@ from typing import Any
 
 from harness.cells import Cell, Setup
 from harness.device import Device
-from harness.footprint import Footprint, footprint
+from harness.model.footprint import Footprint, footprint
+from harness.model.shape import EXPERT_COUNTS, FAMILIES, Shape, Uncountable, shape_of
+from harness.model.weights import config_of
 from harness.precision import EMULATED
-from harness.shape import EXPERT_COUNTS, FAMILIES, Shape, Uncountable, shape_of
-from harness.weights import config_of
 
 FP8_BLOCK = 128
 GIB = 1 << 30

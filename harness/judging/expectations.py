@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import conditions
 from harness.cells import Setup
-from harness.compare import METRICS, Metric, ratio_interval
-from harness.metrics import mean
+from harness.judging.compare import METRICS, Metric, ratio_interval
 from harness.precision import NATIVE, WEIGHT_ONLY
-from harness.records import Record
-from harness.stats import log_medians
+from harness.recording import conditions
+from harness.recording.metrics import mean
+from harness.recording.records import Record
+from harness.recording.stats import log_medians
 
 IMPROVED, REGRESSED, UNCHANGED, UNKNOWN = "improved", "regressed", "unchanged", "unknown"
 STATUSES = (REGRESSED, IMPROVED, UNKNOWN, UNCHANGED)
@@ -43,7 +43,7 @@ class Expectation:
     metric: str
     value: float
     tolerance: float  # a share of the value
-    samples: tuple[float, ...]  # see harness.compare.Metric
+    samples: tuple[float, ...]  # see harness.judging.compare.Metric
     conditions: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 """Records from the result files of other tools: vLLM's latency and serving benchmarks, trtllm-bench, AIPerf.
 
-A number comes under our name only where the tool measured what our name says (`harness.metrics.DEFINITIONS`); the
+A number comes under our name only where the tool measured what our name says (`harness.recording.metrics.DEFINITIONS`); the
 comments cite where in the tool's source that was read. What a file does not say is None; nothing is guessed.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.conditions import CONDITIONS
 from harness.errors import UsageError
 from harness.jsonfile import Node, load
-from harness.metrics import SAMPLES_FOR_P99, summarise
-from harness.records import SCHEMA_VERSION, Record
+from harness.recording.conditions import CONDITIONS
+from harness.recording.metrics import SAMPLES_FOR_P99, summarise
+from harness.recording.records import SCHEMA_VERSION, Record
 
-# A record's top level (harness.records.make and metrics.speed), before a file has said anything.
+# A record's top level (harness.recording.records.make and metrics.speed), before a file has said anything.
 _UNKNOWN = dict.fromkeys(
     "reason failure engine_version model weights precision quant_algo compute_mode sm_version gpu_name moe_backend "
     "fusion_disabled load_seconds written_at batch_size input_len output_len num_iterations mean_latency_ms "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from harness.model.shape import Shape
 from harness.precision import PRECISIONS
-from harness.shape import Shape
 
 # Parts whose products a quantised precision reaches, by the scope of `--quantize`.
 QUANTISED = {

@@ -12,18 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import device, interpreters, models, plugins, profiling
+from harness import device, plugins
 from harness import precision as modes
 from harness.cells import Cell, Load, Setup
 from harness.device import Device
 from harness.engine import support_of
 from harness.errors import UsageError
-from harness.interpreters import Environment
+from harness.model import models
 from harness.names import check_known
+from harness.planning import interpreters
+from harness.planning.interpreters import Environment
+from harness.planning.preflight import broken_rule
+from harness.planning.schedule import Policy
 from harness.precision import PRECISIONS, Support
-from harness.preflight import broken_rule
 from harness.profiler import ProfilerSpec
-from harness.schedule import Policy
+from harness.recording import profiling
 from harness.workload import WorkloadSpec
 
 

@@ -18,13 +18,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from harness import inputs, ledger, plugins, profiling, records, roofline, rounds
+from harness import plugins
 from harness.cells import Cell, InputFile, Load
 from harness.launcher import Control, Job, Launcher, Outcome, Stopped
-from harness.plan import Options, Plan, make_loads
-from harness.records import MEASURED, OutputFolder, Record
-from harness.schedule import Claims, Turn, following
-from harness.weights import config_of
+from harness.model.weights import config_of
+from harness.planning.plan import Options, Plan, make_loads
+from harness.planning.schedule import Claims, Turn, following
+from harness.recording import ledger, profiling, records, roofline, rounds
+from harness.recording.records import MEASURED, OutputFolder, Record
+from harness.working import inputs
 
 OnEvent = Callable[[Load, dict[str, Any]], None]
 Warn = Callable[[str], None]

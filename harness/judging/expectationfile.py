@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.compare import METRICS
-from harness.expectations import CELL, Expectation
 from harness.jsonfile import Node, load
+from harness.judging.compare import METRICS
+from harness.judging.expectations import CELL, Expectation
 
 SCHEMA_VERSION = 1
 

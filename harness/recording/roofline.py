@@ -18,8 +18,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.jsonfile import Node
+from harness.model.shape import KIND_OF, Config, Shape, Uncountable, shape_of
 from harness.precision import EMULATED, PRECISIONS, WEIGHT_ONLY
-from harness.shape import KIND_OF, Config, Shape, Uncountable, shape_of
 
 BITS = {name: precision.bits for name, precision in PRECISIONS.items()} | {"fp16": 16, "fp8 per channel": 8}
 RATE_OF = {"fp16": "bf16", "fp8_block": "fp8", "fp8 per channel": "fp8", "mxfp4": "nvfp4"}  # multiplied as fast as
@@ -268,4 +268,4 @@ def _pairs(tokens: int, context: float, window: int | None) -> float:
 
 @cache
 def _known_peaks() -> list[dict[str, Any]]:
-    return json.loads((Path(__file__).parent / "data" / "peaks.json").read_text(encoding="utf-8"))
+    return json.loads((Path(__file__).parents[1] / "data" / "peaks.json").read_text(encoding="utf-8"))

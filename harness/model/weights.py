@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import Setup
-from harness.models import facts_of
+from harness.model.models import facts_of
 
 HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends and the size are hashed
 

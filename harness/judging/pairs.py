@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import importers, records
-from harness.compare import Comparison, common_metrics, compare, regressions
 from harness.errors import UsageError
-from harness.records import Record
-from harness.stats import PERCENT
+from harness.judging.compare import Comparison, common_metrics, compare, regressions
+from harness.recording import importers, records
+from harness.recording.records import Record
+from harness.recording.stats import PERCENT
 
 WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model", "config")
 FEW = 4  # conditions to name one by one

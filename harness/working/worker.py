@@ -1,7 +1,7 @@
 """The child process of one load: loads the engine, measures each cell, and says so on a descriptor of its own.
 
-    PYTHON -m harness.worker EVENTS_FD            # the load arrives as one JSON line on stdin
-    PYTHON -m harness.worker EVENTS_FD profile    # the same, but only the extra pass, under the profiler's own command
+    PYTHON -m harness.working.worker EVENTS_FD            # the load arrives as one JSON line on stdin
+    PYTHON -m harness.working.worker EVENTS_FD profile    # the same, but only the extra pass, under the profiler's own command
 
 stdin stays open as a lifeline: when the launcher closes it, or is gone, all that the worker started goes with it.
 stdout and stderr belong to the engine; nothing of ours is ever read from them.
@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import failures, inputs, plugins
+from harness import failures, plugins
 from harness.cells import Cell, Load
 from harness.engine import EngineSpec, Session
 from harness.errors import LoadFailed
+from harness.model.weights import identity
 from harness.serde import from_json, to_json
-from harness.supervisor import supervise
-from harness.weights import identity
+from harness.working import inputs
+from harness.working.supervisor import supervise
 
 PROGRESS_EVERY_S = 0.1  # a line per iteration would be noise for fast iterations
 PASSES_BEFORE = 2
@@ -83,7 +84,7 @@ def _start_profiler(events_fd: int, line: str) -> int:
     command = plugins.discover().profilers[load.profiler].command(path)
     file = Path.cwd() / "load.json"  # the launcher's own folder for this worker
     file.write_text(line, encoding="utf-8")
-    words = [*command, sys.executable, "-m", "harness.worker", str(events_fd), "record", str(file)]
+    words = [*command, sys.executable, "-m", "harness.working.worker", str(events_fd), "record", str(file)]
     os.execvp(words[0], words)
 
 

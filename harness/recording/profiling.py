@@ -17,7 +17,7 @@ from harness.kernels.agreement import NAME as AGREE
 from harness.kernels.taxonomy import Rule
 from harness.names import safe_name
 from harness.profiler import ProfilerSpec
-from harness.records import OutputFolder, Record, write_json
+from harness.recording.records import OutputFolder, Record, write_json
 
 if TYPE_CHECKING:
     from harness.kernels.analysis import Analysis

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.names import check_known
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 DEFAULT = "tinymoe"
 
 

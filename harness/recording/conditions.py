@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.cells import Cell
 from harness.device import Device
+from harness.model.weights import same_weights
 from harness.profiler import around
 from harness.provenance import PLAIN
-from harness.weights import same_weights
 
 ACCURACY = ("weights", "token_ids_sha256", "quantize", "kv_dtype", "prefix_cache_hits")
 SPEED = (

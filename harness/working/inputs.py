@@ -1,6 +1,6 @@
 """Token ids, made once per model and handed to every load, so that all engines and precisions see the same ones.
 
-    python -m harness.inputs < request.json        # runs where the tokenizer is; prints the JSON of `Inputs`
+    python -m harness.working.inputs < request.json        # runs where the tokenizer is; prints the JSON of `Inputs`
 
 `prompts` are drawn from a seeded generator over the vocabulary; `windows` are a dataset's text, tokenised and cut
 into non-overlapping pieces; `texts` are a person's prompts; `baseline` are the tokens of a baseline file. Nothing is
@@ -78,7 +78,7 @@ def prepare(request: Request, folder: Path, python: str) -> Path:
     """File with the ids, made by `python`. Raises UsageError for a bad dataset, HarnessError with the job's last
     words for anything else, such as a model without a tokenizer."""
     job = subprocess.run(
-        [python, "-m", "harness.inputs"],
+        [python, "-m", "harness.working.inputs"],
         input=json.dumps(to_json(request)),
         capture_output=True,
         text=True,
@@ -129,7 +129,7 @@ def _prompts(request: Request) -> Inputs:
 
 
 def _windows(request: Request) -> Inputs:
-    from harness.corpus import read_text
+    from harness.working.corpus import read_text
 
     text = read_text(request.dataset)
     tokens, spans = _tokenise(request.model, text)

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from harness.compare import SAME, Difference, compare
+from harness.judging.compare import SAME, Difference, compare
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
-from harness.records import Record
-from harness.stats import PERCENT
+from harness.recording.records import Record
+from harness.recording.stats import PERCENT
 
 NOTHING = "-"
 WORDS = ("engine", "config", "precision", "compute mode", "MoE backend")  # columns of text, not of numbers

@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.errors import UsageError
-from harness.ledger import about_newer
 from harness.lint.findings import printable
-from harness.metrics import DEFINITIONS
 from harness.names import check_known
 from harness.precision import EMULATED
-from harness.records import Record, is_newer, is_record, read_files
+from harness.recording.ledger import about_newer
+from harness.recording.metrics import DEFINITIONS
+from harness.recording.records import Record, is_newer, is_record, read_files
 
 FIRST = (
     *("folder", "key", "status", "reason", "failure.class", "failure.message", "engine", "engine_version", "model"),

@@ -1,0 +1,1 @@
+"""What records say of each other: comparisons, tables, expectations, exports."""

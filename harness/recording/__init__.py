@@ -1,0 +1,1 @@
+"""What was measured, as records: metrics, conditions, rounds, files."""
