@@ -119,7 +119,9 @@ class _Run:
             if not self.claims.take(map(self.plan.key, turn.load.cells)):
                 self.turns.append(turn)
                 continue
-            if left := [cell for cell in turn.load.cells if turn.round or not self._is_done(cell)]:
+            left = [cell for cell in turn.load.cells if turn.round or not self._is_done(cell)]
+            self.claims.release(self.plan.key(cell) for cell in turn.load.cells if cell not in left)
+            if left:
                 turn = replace(turn, load=turn.load.only(left))
                 self.under_way.append(turn)
                 pool.submit(self._work, turn, self._job(turn))
