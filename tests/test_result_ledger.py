@@ -140,7 +140,7 @@ def test_a_link_in_the_locks_place_touches_nothing_outside(folder, tmp_path):
 WRITER = """
 import json, sys
 from pathlib import Path
-from harness import ledger
+from harness.recording import ledger
 from harness.recording.records import OutputFolder
 folder, records = OutputFolder(Path(sys.argv[1])), json.loads(Path(sys.argv[2]).read_text())
 print("ready", flush=True)

@@ -34,5 +34,5 @@ def sglang(harness):
         chunks = ["--num-chunks", 2, "--precision", "bf16"]
         return harness("run", "--engine", "sglang", *python, "--output-dir", "out", *sizes, *chunks, *more)
 
-    harness.working.run = run
+    harness.run = run
     return harness
