@@ -1,6 +1,6 @@
 """Token ids, made once per model and handed to every load, so that all engines and precisions see the same ones.
 
-    python -m harness.working.inputs < request.json        # runs where the tokenizer is; prints the JSON of `Inputs`
+    python -m harness.working.inputs < requests        # runs where the tokenizer is; a line of JSON in, a line out
 
 `prompts` are drawn from a seeded generator over the vocabulary; `windows` are a dataset's text, tokenised and cut
 into non-overlapping pieces; `texts` are a person's prompts; `baseline` are the tokens of a baseline file. Nothing is
@@ -16,13 +16,13 @@ import random
 import subprocess
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cells import InputFile
-from harness.errors import HarnessError, UsageError
+from harness.errors import UsageError
 from harness.serde import from_json, to_json
 
 SEED = 0
@@ -63,42 +63,41 @@ def request_for(kind: str, model: str, parameters: Mapping[str, Any]) -> Request
     return Request(model, kind, parameters["batch_size"], parameters["input_len"])
 
 
-def made(request: Request, folder: Path, python: str) -> InputFile:
-    """The file of a request, or why there is none: a model that cannot be read, or no room. Raises UsageError."""
-    try:
-        path = prepare(request, folder.resolve(), python)
-        return InputFile(str(path), longest=max(map(len, read(path).ids)))
-    except UsageError:
-        raise
-    except (HarnessError, OSError) as error:
-        return InputFile(None, str(error))
-
-
-def prepare(request: Request, folder: Path, python: str) -> Path:
-    """File with the ids, made by `python`. Raises UsageError for a bad dataset, HarnessError with the job's last
-    words for anything else, such as a model without a tokenizer."""
+def made(requests: Iterable[Request], folder: Path, python: str) -> dict[Request, InputFile]:
+    """The file of each request, or why there is none (a model that cannot be read, or no room), all made by one process
+    of `python`. Raises UsageError for a bad dataset."""
+    requests = list(requests)
     job = subprocess.run(
         [python, "-m", "harness.working.inputs"],
-        input=json.dumps(to_json(request)),
+        input="".join(json.dumps(to_json(request)) + "\n" for request in requests),
         capture_output=True,
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
-    if job.returncode == 2:
-        raise UsageError(job.stderr.strip().splitlines()[-1])
-    if job.returncode:
-        words = job.stderr.strip().splitlines() or [f"exit status {job.returncode}"]
-        raise HarnessError(words[-1])
-    path = folder / f"{json.loads(job.stdout)['sha256'][:16]}.json"
+    whole = job.stdout[: job.stdout.rfind("\n") + 1]  # a process that is killed may leave half a line
+    answers = [json.loads(line) for line in whole.splitlines()]
+    words = job.stderr.strip().splitlines() or [f"exit status {job.returncode}"]
+    answers += [{"problem": words[-1]}] * (len(requests) - len(answers))  # of a process that ended before it was done
+    return {request: _kept(answer, folder.resolve()) for request, answer in zip(requests, answers)}
+
+
+def _kept(answer: Mapping[str, Any], folder: Path) -> InputFile:
+    if "usage" in answer:
+        raise UsageError(answer["usage"])
+    if "problem" in answer:
+        return InputFile(None, answer["problem"])
+    ids, sha256 = answer["inputs"]["ids"], answer["inputs"]["sha256"]
+    path = folder / f"{sha256[:16]}.json"
     temporary = path.with_suffix(f".{os.getpid()}.part")
     try:
-        temporary.write_text(job.stdout)
+        temporary.write_text(json.dumps(answer["inputs"]))
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:
+        return InputFile(None, str(error))
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    return path
+    return InputFile(str(path), longest=max(map(len, ids)))
 
 
 def read(path: str | Path) -> Inputs:
@@ -217,16 +216,21 @@ def _hash(ids: tuple[tuple[int, ...], ...]) -> str:
 
 
 def main() -> int:
-    try:
-        inputs = make(from_json(Request, json.load(sys.stdin)))
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Exception as error:  # the parent shows this line beside the engine's own words
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    json.dump(to_json(inputs), sys.stdout)
+    """A request a line on stdin, an answer a line on stdout, which libraries may not write to."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(line)) + "\n")
+        answers.flush()
     return 0
+
+
+def _answer(line: str) -> dict[str, Any]:
+    try:
+        return {"inputs": to_json(make(from_json(Request, json.loads(line))))}
+    except UsageError as error:
+        return {"usage": str(error)}
+    except Exception as error:  # the parent shows this line beside the engine's own words
+        return {"problem": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 if __name__ == "__main__":

@@ -250,19 +250,18 @@ def _words(cell: Cell) -> str:
 
 
 def _prepare_inputs(plan: Plan, cells: list[Cell], folder: OutputFolder) -> dict[int, InputFile]:
-    """Token ids of every cell to attempt, by identity of the cell; equal requests are made once."""
-    made: dict[inputs.Request, InputFile] = {}
-    files = {}
+    """Token ids of every cell to attempt, by identity of the cell; equal requests are made once, by the interpreter of
+    the first engine that wants them."""
+    of_cell, makers = {}, {}
     for cell in cells:
-        request = inputs.request_for(
-            plan.ground.registry.workloads[cell.workload].inputs, cell.setup.path, cell.parameters
-        )
-        if request not in made:
-            made[request] = inputs.made(
-                request, folder.root / "inputs", plan.ground.environments[cell.setup.engine].python
-            )
-        files[id(cell)] = made[request]
-    return files
+        kind = plan.ground.registry.workloads[cell.workload].inputs
+        of_cell[id(cell)] = request = inputs.request_for(kind, cell.setup.path, cell.parameters)
+        makers.setdefault(request, plan.ground.environments[cell.setup.engine].python)
+    made: dict[inputs.Request, InputFile] = {}
+    for python in dict.fromkeys(makers.values()):
+        wanted = (request for request, maker in makers.items() if maker == python)
+        made |= inputs.made(wanted, folder.root / "inputs", python)
+    return {cell: made[request] for cell, request in of_cell.items()}
 
 
 def _notify(registry: plugins.Registry, warn: Warn, hook: str, **content: Any) -> None:
