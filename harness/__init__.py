@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.cells import Cell, Load, Setup
-    from harness.engine import EngineSpec, Generation, Logits, Response, Sampling, Session
+    from harness.engine import EngineSpec, Generation, Logits, Response, Rung, Sampling, Session
     from harness.errors import BadOutput, HarnessError, LoadFailed, OutOfMemory, Unsupported, UsageError
     from harness.hookspecs import hookimpl
     from harness.precision import Support
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "cells": ("Cell", "Load", "Setup"),
-    "engine": ("EngineSpec", "Generation", "Logits", "Response", "Sampling", "Session"),
+    "engine": ("EngineSpec", "Generation", "Logits", "Response", "Rung", "Sampling", "Session"),
     "errors": ("BadOutput", "HarnessError", "LoadFailed", "OutOfMemory", "Unsupported", "UsageError"),
     "hookspecs": ("hookimpl",),
     "precision": ("Support",),

@@ -13,6 +13,9 @@ from harness.device import Device
 from harness.precision import Support
 from harness.serde import to_json
 
+DEFAULT, NONE = "default", "none"  # rungs: what the engine does when it is asked for nothing; plain eager
+AND = "+"  # between the names of rungs
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -32,6 +35,12 @@ class Setup:
     skip_compile: bool = False  # of an engine that compiles ahead of time: use what is there, and only that
     trust_remote_code: bool = False
     seed: int = 0
+    rungs: str = DEFAULT  # or NONE, or names of the engine's rungs joined by AND, in its order
+
+    @property
+    def rung_names(self) -> tuple[str, ...] | None:
+        """Those asked for; None: whatever the engine does by default."""
+        return None if self.rungs == DEFAULT else () if self.rungs == NONE else tuple(self.rungs.split(AND))
 
     @property
     def source(self) -> str:
@@ -39,8 +48,9 @@ class Setup:
 
     @property
     def config(self) -> str:
-        """The seeds' name of a parallel configuration, e.g. `TP1_EP1_auto`."""
-        return f"TP{self.tp}_EP{self.ep}_{self.moe_backend}"
+        """The seeds' name of a parallel configuration, e.g. `TP1_EP1_auto`, and the rungs where they were chosen."""
+        rungs = "" if self.rungs == DEFAULT else f"_{self.rungs}"
+        return f"TP{self.tp}_EP{self.ep}_{self.moe_backend}{rungs}"
 
 
 @cache
@@ -48,6 +58,8 @@ def _said(setup: Setup) -> dict[str, Any]:
     """What of a setup may change a result. Kept: thousands of cells share a few setups."""
     said = to_json(setup)
     del said["skip_compile"]  # changes how long a load takes
+    if setup.rungs == DEFAULT:
+        del said["rungs"]  # so that a cell keeps the key it had before there were rungs
     return said
 
 

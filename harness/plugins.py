@@ -24,7 +24,7 @@ from harness.profiler import ProfilerSpec
 from harness.workload import WorkloadSpec
 
 BUILTIN = (
-    *(f"harness.workloads.{name}" for name in ("perf", "ppl", "baseline", "validate", "generate", "evaluate")),
+    *(f"harness.workloads.{name}" for name in ("perf", "ppl", "kl", "baseline", "validate", "generate", "evaluate")),
     "harness.evaluation.hlo",
     "harness.evaluation.traced",
     *(f"harness.profilers.{name}" for name in ("torch", "nsys")),

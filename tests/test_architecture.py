@@ -58,12 +58,14 @@ FLOORS = [
     ["accuracy.rows", "accuracy.subject", "evaluation.report", "recording.stats"],
     ["accuracy.divergence", "accuracy.matching", "accuracy.suspects"],
     ["accuracy.scoring"],
+    ["accuracy.beside"],
     ["launcher", "planning.schedule", "sweep.document"],
     ["sweep.matrix"],
     ["hookspecs", "recording.conditions", "lint.parts", "lint.formats", "lint.engines", "lint.scales"],
     [
         "workloads.perf",
         "workloads.ppl",
+        "workloads.kl",
         "workloads.baseline",
         "workloads.validate",
         "workloads.generate",
@@ -80,14 +82,18 @@ FLOORS = [
     ["recording.records", "judging.compare"],
     ["recording.ledger", "judging.expectations", "working.progress", "judging.table", "recording.importers", "recording.profiling", "kernels.tables"],
     ["judging.pairs", "judging.results", "judging.expectationfile", "judging.breakdown", "planning.plan"],
+    ["ladder.steps"],
+    ["ladder.rows"],
+    ["ladder.show"],
+    ["ladder.ledger"],
     ["report.read", "report.page"],
     ["report.rows"],
     ["report.tables", "report.charts", "report.verdict"],
-    ["report.cells", "report.pareto", "report.distributions", "report.kernels", "report.limits", "report.scaling"],
+    ["report.cells", "report.pareto", "report.distributions", "report.kernels", "report.limits", "report.scaling", "report.ladder"],
     ["report.comment"],
     ["recording.rounds"],
     ["working.run", "sweep.planning", "sweep.show"],
-    ["commands.options", "commands.perform", "accuracy.ladder"],
+    ["commands.options", "commands.perform", "commands.page", "accuracy.ladder", "ladder.climb", "ladder.batches"],
     ["accuracy.verdict", "evaluation.run"],
     ["commands.baseline", "commands.validate", "commands.generate", "commands.evaluate"],
     [
@@ -103,13 +109,15 @@ FLOORS = [
         "commands.list",
         "commands.doctor",
         "commands.lint_checkpoint",
+        "commands.ladder",
         "testing",
     ],
+    ["commands.analyze_all"],
     ["cli"],
     ["__main__"],
 ]
 # Run in workers, where torch is there whatever the engine; no other module may reach them.
-IN_WORKERS = {f"accuracy.{name}" for name in ("rows", "divergence", "matching", "routing", "suspects", "scoring")}
+IN_WORKERS = {f"accuracy.{name}" for name in ("rows", "divergence", "matching", "routing", "suspects", "scoring", "beside")}
 IN_WORKERS.add("profilers.ranges")  # of engines
 # They hold tables, and are imported where a trace is read, not before; what they are for is not needed to start.
 ON_TABLES = {"polars", "msgspec", "adbc_driver_sqlite"}

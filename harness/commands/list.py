@@ -14,7 +14,7 @@ from harness.precision import PRECISIONS
 
 @click.group("list")
 def list_group() -> None:
-    """Show engines, workloads, profilers, launchers, precisions, models, metrics or plugins."""
+    """Show engines, workloads, profilers, launchers, precisions, rungs, models, metrics or plugins."""
 
 
 def _command(name: str, summary: str, rows_of) -> None:
@@ -110,6 +110,36 @@ _command("metrics", "Every metric and its one definition.", _metrics)
 _command("plugins", "Plugins found, and those left out with the reason.", _plugins)
 
 
+@list_group.command("rungs")
+@click.option("--engine", help="Only this engine.  [all]")
+@click.option("--precision", default="bf16", show_default=True, help="What could be on at it.")
+@click.option("--sm", type=int, help="Compute capability of a GPU, e.g. 90.  [this machine]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, and nothing else, on stdout.")
+def rungs(engine: str | None, precision: str, sm: int | None, as_json: bool) -> None:
+    """Each engine's optimisations for --rungs, in the order of its ladder, and why one cannot be on here."""
+    from harness.engine import rung_problem, with_needs
+    from harness.names import check_known
+    from harness.plugins import discover
+
+    engines, where = discover().engines, _machine(sm)
+    check_known("precision", precision, PRECISIONS)
+    if engine is not None:
+        check_known("engine", engine, engines)
+    rows = [
+        {
+            "engine": spec.name,
+            "rung": rung.name,
+            "changes output": "yes" if rung.changes_output else "",
+            "needs": ", ".join(rung.needs),
+            "here": rung_problem(spec, with_needs(spec, [rung.name]), precision, where) or "can be on",
+            "summary": rung.summary,
+        }
+        for spec in ([engines[engine]] if engine else engines.values())
+        for rung in spec.rungs
+    ]
+    show(rows, as_json)
+
+
 @list_group.command("precisions")
 @click.option("--engine", help="Only this engine.  [all]")
 @click.option("--sm", type=int, help="Compute capability of a GPU, e.g. 90.  [this machine]")
@@ -128,7 +158,6 @@ def precisions(engine: str | None, sm: int | None, as_json: bool) -> None:
 
 def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[str, Any]]:
     """`{engine, precision, sm, compute_mode, reason}` for a GPU of compute capability `sm`, or for this machine."""
-    from harness import device
     from harness.engine import support_of
     from harness.names import check_known
     from harness.planning import interpreters
@@ -137,7 +166,7 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
     engines = discover().engines
     if engine is not None:
         check_known("engine", engine, engines)
-    where = device.detect() if sm is None else device.Device("cuda", f"a GPU of SM {sm}", 1, None, sm)
+    where = _machine(sm)
     rows = []
     for spec in [engines[engine]] if engine else engines.values():
         version = interpreters.look(spec, {}).version
@@ -153,3 +182,10 @@ def support_rows(engine: str | None = None, sm: int | None = None) -> list[dict[
                 }
             )
     return rows
+
+
+def _machine(sm: int | None) -> Any:
+    """A GPU of compute capability `sm`, or this machine, as a `harness.device.Device`."""
+    from harness import device
+
+    return device.detect() if sm is None else device.Device("cuda", f"a GPU of SM {sm}", 1, None, sm)

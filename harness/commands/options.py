@@ -116,6 +116,13 @@ def loading(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="The engine's MoE kernels.",
         ),
+        click.option(
+            "--rungs",
+            type=Names(),
+            default="default",
+            show_default=True,
+            help="The engine's optimisations: default, none (plain eager) or names joined by +; see harness list rungs.",
+        ),
         click.option("--disable-fusion", is_flag=True, help="Ask the engine not to fuse kernels around the experts."),
         click.option("--skip-compile", is_flag=True, help="Load what was compiled before; never compile."),
         click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own Python code."),

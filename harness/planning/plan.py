@@ -14,9 +14,9 @@ from typing import Any
 
 from harness import device, plugins
 from harness import precision as modes
-from harness.cells import Cell, Load, Setup
+from harness.cells import AND, DEFAULT, NONE, Cell, Load, Setup
 from harness.device import Device
-from harness.engine import support_of
+from harness.engine import EngineSpec, rung_problem, support_of, with_needs
 from harness.errors import UsageError
 from harness.model import models
 from harness.names import check_known
@@ -47,6 +47,7 @@ class Options:
     tp: tuple[int, ...] = (1,)
     ep: tuple[int, ...] = (1,)
     moe_backends: tuple[str, ...] = ("auto",)
+    rungs: tuple[str, ...] = (DEFAULT,)  # each as Setup.rungs
     disable_fusion: bool = False
     skip_compile: bool = False
     trust_remote_code: bool = False
@@ -114,9 +115,10 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
                 disable_fusion=options.disable_fusion,
                 skip_compile=options.skip_compile,
                 trust_remote_code=options.trust_remote_code,
+                rungs=rungs,
             )
-            for engine, tp, ep, moe_backend, precision in itertools.product(
-                options.engines, options.tp, options.ep, options.moe_backends, options.precisions
+            for engine, tp, ep, moe_backend, rungs, precision in itertools.product(
+                options.engines, options.tp, options.ep, options.moe_backends, options.rungs, options.precisions
             )
         ]
         for setup, workload in itertools.product(setups, workloads):
@@ -150,13 +152,22 @@ def make_cell(
     given: Mapping[str, Any],
     model_defaults: Mapping[str, Mapping[str, Any]],
 ) -> Cell:
-    """`given` holds what the user said; a parameter not said takes the model's default, then the workload's."""
+    """`given` holds what the user said; a parameter not said takes the model's default, then the workload's. Rungs get
+    those they need and the engine's order. Raises UsageError for a rung that the engine has not."""
     engine = ground.registry.engines[setup.engine]
-    support = support_of(engine, setup.precision, ground.device, ground.version(setup.engine))
+    setup = setup if setup.rungs == DEFAULT else replace(setup, rungs=settled_rungs(engine, setup.rungs))
+    support = support_of(engine, setup.precision, ground.device, ground.version(setup.engine), setup.rungs)
     parameters = {**workload.parameters, **model_defaults.get(workload.name, {})}
     parameters |= {name: value for name, value in given.items() if name in parameters}
     skip = _skip_reason(ground, setup, workload, parameters, support)
     return Cell(setup, workload.name, parameters, support, skip)
+
+
+def settled_rungs(engine: EngineSpec, said: str) -> str:
+    """One word for one set of rungs, whatever their order was and whether what they need was said. Raises UsageError."""
+    if said in (DEFAULT, NONE) or not engine.rungs:
+        return said
+    return AND.join(with_needs(engine, (name.strip() for name in said.split(AND))))
 
 
 def find_profiler(
@@ -222,6 +233,11 @@ def _skip_reason(
         return f"{engine.name} lacks the capability {workload.needs!r}, which {workload.name} needs"
     if workload.measures == "speed" and support.mode == modes.EMULATED:
         return f"emulated on {here.label}: its accuracy is that of {setup.precision}, its speed would mean nothing"
+    if setup.rungs != DEFAULT:
+        if not engine.rungs:
+            return f"{engine.name} has no rungs (asked for {setup.rungs})"
+        if problem := rung_problem(engine, setup.rung_names, setup.precision, here):
+            return problem
     if workload.measures == "accuracy" and setup.weights == "dummy":
         return "dummy weights have no accuracy"
     for option, value, default in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.cells import Cell
+from harness.cells import DEFAULT, Cell
 from harness.device import Device
 from harness.model.weights import same_weights
 from harness.profiler import around
@@ -33,11 +33,15 @@ SPEED = (
     "power_limit_w",
     "profiler",
 )
-SAME_ENGINE = ("chunked_prefill", "max_num_batched_tokens", "max_num_seqs", "cudagraph_mode", "compile_mode")
+SAME_ENGINE = ("chunked_prefill", "max_num_batched_tokens", "max_num_seqs", "cudagraph_mode", "compile_mode", "rungs")
 CONDITIONS = (*SPEED, *SAME_ENGINE)
+_FROM_FACTS = (
+    *("kv_dtype", "prefix_cache_hits", "cuda_graphs", "compiled", "speculative_decoding"),
+    *(name for name in SAME_ENGINE if name != "rungs"),
+)
+OF_RUNGS = ("rungs", *_FROM_FACTS)  # what one rung may change: a ladder compares across them, and nothing else does
+BEFORE = {"rungs": DEFAULT}  # conditions that older records do not name: what all of them ran
 NOTHING_QUANTISED = "nothing"  # agrees with every scope
-
-_FROM_FACTS = ("kv_dtype", "prefix_cache_hits", "cuda_graphs", "compiled", "speculative_decoding", *SAME_ENGINE)
 
 
 def of(
@@ -50,6 +54,7 @@ def of(
         **{name: facts.get(name) for name in _FROM_FACTS},
         "quantize": facts.get("quantize") or (NOTHING_QUANTISED if facts.get("precision") in PLAIN else None),
         **{name: cell.parameters.get(name) for name in ("batch_size", "input_len", "output_len")},
+        "rungs": cell.setup.rungs,
         "tp": cell.setup.tp,
         "ep": cell.setup.ep,
         "device": device.name,
@@ -63,7 +68,8 @@ def of(
 
 def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """The conditions among `names` that differ, or that one side does not know: name -> both values."""
-    return {name: (a.get(name), b.get(name)) for name in names if not _agree(name, a.get(name), b.get(name))}
+    pairs = {name: tuple(side.get(name, BEFORE.get(name)) for side in (a, b)) for name in names}
+    return {name: pair for name, pair in pairs.items() if not _agree(name, *pair)}
 
 
 def _agree(name: str, a: Any, b: Any) -> bool:

@@ -92,7 +92,22 @@ def _status(cell: Cell, outcome: Outcome | None) -> tuple[str, str | None]:
     wrong = [
         f"{name} is {outcome.facts[name]}, not {value}" for name, value in asked.items() if outcome.facts[name] != value
     ]
+    wrong += _wrong_rungs(cell.setup.rung_names, outcome.facts)
     return ("mismatch", "; ".join(wrong)) if wrong else ("ok", None)
+
+
+def _wrong_rungs(asked: tuple[str, ...] | None, facts: dict[str, Any]) -> list[str]:
+    """What was asked for and is not in force, or is and was not. None: nothing was asked."""
+    if asked is None:
+        return []
+    found, off = facts.get("rungs_in_force"), facts.get("rungs_off") or {}
+    if not isinstance(found, dict):
+        return ["which rungs are in force the engine did not say"]
+    missing = [name for name in asked if name not in found and "replaced by" not in off.get(name, "")]
+    return [
+        *(f"rung {name} is not in force: {off.get(name) or 'the engine did not say why'}" for name in missing),
+        *(f"rung {name} is in force and was not asked for" for name in found if name not in asked),
+    ]
 
 
 def _failure(outcome: Outcome) -> dict[str, str]:

@@ -28,7 +28,7 @@ def markdown(paths: Sequence[Path]) -> str:
 
 def content(found: Any) -> dict[str, Any]:
     """Everything the page shows, as plain JSON values. `found`: a `harness.report.read.Found`."""
-    from harness.report import cells, distributions, kernels, limits, pareto, scaling, tables
+    from harness.report import cells, distributions, kernels, ladder, limits, pareto, scaling, tables
     from harness.report.rows import Facts
     from harness.report.verdict import verdicts
 
@@ -41,7 +41,13 @@ def content(found: Any) -> dict[str, Any]:
         limits.chart(facts),
         scaling.chart(facts),
     )
-    shown = (tables.precisions(facts), tables.engines(facts), tables.limits(facts), cells.ledger(found.entries))
+    shown = (
+        tables.precisions(facts),
+        tables.engines(facts),
+        tables.limits(facts),
+        ladder.ladder(facts),
+        cells.ledger(found.entries),
+    )
     return {
         "verdicts": verdicts(facts),
         "charts": {one["id"]: one for one in made},

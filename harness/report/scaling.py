@@ -25,7 +25,8 @@ def chart(facts: Facts) -> charts.Chart:
 
 def _series(facts: Facts, group: Sequence[Record]) -> Iterator[tuple[list[Record], int]]:
     """Records from few ranks to many that are comparable but for their ranks, and how many are not."""
-    lines = by(group, lambda r: (r["engine"], r["precision"], r["requested"].get("moe_backend"), _share(r), work(r)))
+    asked = ("moe_backend", "rungs")
+    lines = by(group, lambda r: (r["engine"], r["precision"], *map(r["requested"].get, asked), _share(r), work(r)))
     for line in lines.values():
         first, *others = sorted(line, key=lambda record: record["requested"]["tp"])
         alike = [other for other in others if set(facts.compare(first, other).differing) <= SCALED]
@@ -58,7 +59,18 @@ def _values(line: Sequence[Record]) -> Iterator[dict[str, Any]]:
             "ideal": rate * tp / start,
             "said": f"{speed:.1f} tok/s",
             "efficiency": f"{100 * speed * start / (rate * tp):.0f} % of perfect scaling",
+            "communication": _communication(record),
         }
+
+
+def _communication(record: Record) -> str:
+    """Its share of a decode step, from the ledger of the record's profile."""
+    found = ((record.get("profile") or {}).get("phases") or {}).get("decode")
+    if not found:
+        return "not profiled"
+    share = (found.get("categories") or {}).get("comm")
+    name = "percent_of_window" if found.get("idle_ms") is not None else "percent"
+    return f"{share[name] if share else 0:.1f} % of a decode step"
 
 
 def _view(values: Sequence[dict[str, Any]]) -> charts.View:
@@ -66,7 +78,7 @@ def _view(values: Sequence[dict[str, Any]]) -> charts.View:
     x = charts.axis("tp", "tensor parallel ranks (tp)", log=True, axis={"values": ticks, "format": "d", "grid": False})
     x["scale"] |= {"base": 2, "padding": 16}
     y = charts.axis("speed", "output tokens/s", log=True)
-    tips = charts.tooltip(name="configuration", tp="tp", said="output", efficiency="efficiency")
+    tips = charts.tooltip(name="configuration", tp="tp", said="output", efficiency="efficiency", communication="communication")
     colour, detail = charts.colour(values), [{"field": "engine"}, {"field": "series"}]
     shape = charts.shape(values)
     ideal = {"x": x, "y": {**y, "field": "ideal"}, "color": colour, "detail": detail}

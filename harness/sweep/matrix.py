@@ -18,6 +18,7 @@ DEFAULTS = {
     "tp": [1],
     "ep": [1],
     "moe_backend": ["auto"],
+    "rungs": ["default"],
     "disable_fusion": [False],
     "weights": ["real"],
     "quantize": ["experts"],

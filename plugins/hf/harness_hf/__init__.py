@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import EMULATED, NATIVE, PRECISIONS, UNSUPPORTED
+from harness_hf.rungs import LADDER, asked
 
 if TYPE_CHECKING:
     from harness import Load, Session
@@ -26,14 +27,18 @@ def harness_register_engines() -> list[EngineSpec]:
             support=support,
             load=load,
             options=frozenset({"quantize", "moe_backend"}),
+            rungs=LADDER,
         )
     ]
 
 
-def support(precision: str, device: Device, version: str | None) -> Support:
+def support(precision: str, device: Device, version: str | None, rungs: str = "default") -> Support:
+    """`rungs` as in Setup: with the rung fp8, FP8 is native."""
     if device.kind not in ("cpu", "cuda"):
         return Support(UNSUPPORTED, "here PyTorch computes on CPUs and NVIDIA GPUs")
     if precision == "fp32":
+        return Support(NATIVE)
+    if "fp8" in asked(rungs, precision, device).on:
         return Support(NATIVE)
     if precision != "bf16":
         return Support(

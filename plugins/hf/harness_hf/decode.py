@@ -1,19 +1,25 @@
-"""Greedy decoding, one path per kind of device. Each returns the tokens and when each was there.
+"""Greedy decoding: a prefill, then steps, over a cache, on a clock. Which of each is what the rungs say.
 
-A: batch, T: tokens, V: vocabulary. Time is taken on a monotonic clock on a CPU and by CUDA events on the model's
-stream on a GPU, where the host runs ahead of the kernels and its clock would lie.
+A: batch, T: tokens, V: vocabulary.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from harness import BadOutput
+from harness_hf import steps
+from harness_hf.caches import Caches, Fp8Layer, address_of, dtype_of, fixed, growing
+from harness_hf.clocks import CudaClock, HostClock
+from harness_hf.prefill import Pieces, SharedPrefix
+from harness_hf.regional import ByLayer, CompiledLayers
+from harness_hf.speculative import DRAFT, Ngram
+from harness_hf.steps import Captured, Compiled, Step
 
 PREFILL, DECODE = "harness.prefill", "harness.decode"  # ranges of a profiled run
 NOTHING = nullcontext()
@@ -31,95 +37,100 @@ def ignore(logits_AV: torch.Tensor) -> None:
     """What a timed run does with logits."""
 
 
-class CpuDecoder:
-    """Eager steps over a growing cache."""
+def decoder_of(
+    model: PreTrainedModel, max_sequence: int, rungs: frozenset[str], layers: CompiledLayers | None = None
+) -> Decoder:
+    """A decoder with these rungs; a decoder of its own for "fused_step", which has the same interface. `layers` with
+    the rung "by_layer"."""
+    if "fused_step" in rungs:
+        from harness_hf.fused.decoder import FusedDecoder
 
-    clock = "time.perf_counter_ns"
-    cuda_graphs = compiled = False
+        return FusedDecoder(model, max_sequence)
+    is_ngram = "ngram" in rungs
+    layer = {"layer": Fp8Layer} if "fp8_kv" in rungs else {}
+    room = max_sequence + (DRAFT if is_ngram else 0)  # a draft is stored before it is refused
+    caches = fixed(model, room, **layer) if "static_cache" in rungs else growing(model)
+    prefill = ByLayer(steps.last(model), layers) if "compiled_prefill" in rungs else steps.last(model)
+    prefill = Pieces(prefill) if "chunked_prefill" in rungs else prefill
+    prefill = SharedPrefix(prefill, caches) if "prefix_cache" in rungs else prefill
+    step = _way_to_run(steps.every(model) if is_ngram else steps.last(model), rungs, layers)
+    clock = CudaClock() if model.device.type == "cuda" else HostClock()
+    decoder = Decoder(caches, prefill, Ngram(step) if is_ngram else Plain(step), clock)
+    decoder.compiled, decoder.cuda_graphs = "compile" in rungs, "cuda_graphs" in rungs
+    return decoder
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+
+def plain_beside(decoder: Decoder, model: PreTrainedModel) -> Decoder:
+    """One token at a time over the same cache and prefill: what speculative decoding must equal."""
+    return Decoder(decoder.caches, decoder.prefill, Plain(steps.last(model)), type(decoder.timer)())
+
+
+def _way_to_run(step: Step, rungs: frozenset[str], layers: CompiledLayers | None) -> Step:
+    if "compile" in rungs and layers is None:
+        return Compiled(step, graphs="cuda_graphs" in rungs)
+    step = ByLayer(step, layers) if "compile" in rungs else step
+    return Captured(step) if "cuda_graphs" in rungs else step
+
+
+class Decoder:
+    """Made of a cache per batch size, a prefill, what continues it and a clock. Whether its steps are compiled or
+    graphs is for the record; the step itself knows."""
+
+    def __init__(self, caches: Caches, prefill: Step, continued: Plain | Ngram, timer: HostClock | CudaClock) -> None:
+        self.caches, self.prefill, self.continued, self.timer = caches, prefill, continued, timer
         self.mark: Mark = unmarked
+        self.clock = timer.name
+        self.compiled = self.cuda_graphs = False
+        self.cache_type: str | None = None  # of the first layer, once there is one
+        self.addresses: dict[int, set[int]] = {}  # batch size -> where its keys lay
 
     @torch.inference_mode()
     def generate(
         self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
     ) -> tuple[torch.Tensor, list[int], int, int]:
-        """Tokens [A, output_len], when each step ended, start and finish, in ns."""
-        cache = DynamicCache(config=self._model.config)
-        tokens, highest, times = [], [], []
-        started = time.perf_counter_ns()
-        step = ids_AT
-        for index in range(output_len):
-            with self.mark(DECODE if index else PREFILL):
-                logits_AV = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-                    :, -1
-                ]
-                on_logits(logits_AV)
-                value_A, token_A = logits_AV.max(-1)
-                step = token_A[:, None]
-                tokens.append(step)
-                highest.append(value_A)
-            times.append(time.perf_counter_ns())
-        out = torch.cat(tokens, dim=1)
-        _check(torch.stack(highest))
-        self.kv_dtype = cache.layers[0].keys.dtype
-        return out, times, started, time.perf_counter_ns()
+        """Tokens [A, output_len], when each was there, start and finish, in ns. Raises BadOutput."""
+        cache = self.caches(ids_AT.shape[0])
+        run = Run(self.timer, self.mark, on_logits)
+        self.timer.start(output_len)
+        with self.mark(PREFILL):
+            run.took(*(value[:, -1] for value in self.prefill(ids_AT, cache)))
+        run.tick(1)
+        self.continued(run, ids_AT, cache, output_len - 1)
+        times, started, finished = self.timer.stop()
+        _check(torch.stack(run.highest))
+        self.kv_dtype, self.cache_type = dtype_of(cache), type(cache.layers[0]).__name__
+        self.addresses.setdefault(len(ids_AT), set()).add(address_of(cache))
+        return torch.stack(run.tokens, dim=1), times, started, finished
 
 
-class CudaDecoder:
-    """Eager prefill into a static cache, then compiled steps replayed as CUDA graphs; in FP32, for which PyTorch has no
-    grouped product that a graph could hold, eager steps."""
+class Run:
+    """What one generation has given so far."""
 
-    clock = "torch.cuda.Event on the model's stream"
+    def __init__(self, timer: HostClock | CudaClock, mark: Mark, on_logits: OnLogits) -> None:
+        self.tokens: list[torch.Tensor] = []  # [A] each
+        self.highest: list[torch.Tensor] = []
+        self.tick, self._mark, self._on_logits = timer.tick, mark, on_logits
 
-    def __init__(self, model: PreTrainedModel, max_sequence: int) -> None:
-        self._model, self._max_sequence = model, max_sequence
-        self.mark: Mark = unmarked
-        self._caches: dict[int, StaticCache] = {}
-        self.cuda_graphs = self.compiled = model.dtype != torch.float32
-        self._step = torch.compile(self._forward, mode="reduce-overhead") if self.compiled else self._forward
+    def step(self) -> AbstractContextManager:
+        return self._mark(DECODE)
 
-    def _forward(self, step_AT: torch.Tensor, cache: StaticCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits_AV = self._model(input_ids=step_AT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-            :, -1
-        ]
-        return (*logits_AV.max(-1), logits_AV)
+    def took(self, value_A: torch.Tensor, token_A: torch.Tensor, logits_AV: torch.Tensor) -> None:
+        self.tokens.append(token_A)
+        self.highest.append(value_A)
+        self._on_logits(logits_AV)
 
-    @torch.inference_mode()
-    def generate(
-        self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
-    ) -> tuple[torch.Tensor, list[int], int, int]:
-        cache = self._cache_for(ids_AT.shape[0])
-        tokens, highest, events = [], [], [torch.cuda.Event(enable_timing=True) for _ in range(output_len + 1)]
-        torch.cuda.synchronize()
-        started = time.perf_counter_ns()
-        events[0].record()
-        for index in range(output_len):
-            with self.mark(DECODE if index else PREFILL):
-                if index:
-                    torch.compiler.cudagraph_mark_step_begin()
-                    value_A, token_A, logits_AV = self._step(tokens[-1][:, None], cache)
-                else:
-                    value_A, token_A, logits_AV = self._forward(ids_AT, cache)
-                # A graph writes its answer to the same place at every replay, so each is copied before the next.
-                tokens.append(token_A.clone())
-                highest.append(value_A.clone())
-                on_logits(logits_AV)
-            events[index + 1].record()
-        torch.cuda.synchronize()
-        finished = time.perf_counter_ns()
-        _check(torch.stack(highest))
-        self.kv_dtype = cache.layers[0].keys.dtype
-        times = [started + round(events[0].elapsed_time(event) * 1e6) for event in events[1:]]
-        return torch.stack(tokens, dim=1), times, started, max(finished, times[-1])
 
-    def _cache_for(self, batch_size: int) -> StaticCache:
-        """One cache per batch size, kept: a graph is bound to the addresses of its cache."""
-        if batch_size not in self._caches:
-            self._caches[batch_size] = StaticCache(config=self._model.config, max_cache_len=self._max_sequence)
-        self._caches[batch_size].reset()
-        return self._caches[batch_size]
+class Plain:
+    """Continues a run one token at a time."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __call__(self, run: Run, ids_AT: torch.Tensor, cache: Cache, count: int) -> None:
+        for _ in range(count):
+            with run.step():
+                run.took(*(value[:, -1] for value in self.step(run.tokens[-1][:, None], cache)))
+            run.tick()
 
 
 def _check(highest: torch.Tensor) -> None:

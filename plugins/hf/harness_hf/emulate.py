@@ -22,12 +22,12 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
     nothing to convert, or a dimension does not fit the format's blocks.
     """
     converted = {"experts": 0, "linear": 0}
-    for name, experts in _experts(model):
+    for name, experts in every_experts(model):
         _convert_experts(name, experts, precision)
         experts.emulated_as = precision
         converted["experts"] += experts.num_experts * len(list(_matrices(experts)))
     if scope == "linear":
-        for name, linear in _linears(model):
+        for name, linear in every_linear(model):
             _check(f"{name}.weight", linear.weight, precision)
             linear.weight.data.copy_(weight_through(precision, linear.weight.data))
             linear.register_forward_pre_hook(
@@ -44,10 +44,18 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
     return converted
 
 
-def _experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def every_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold all experts of a layer as 3D weights, as transformers 5 keeps them."""
     for name, module in model.named_modules():
         if getattr(module, "down_proj", None) is not None and getattr(module.down_proj, "ndim", 0) == 3:
+            yield name, module
+
+
+def every_linear(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Linear layers besides the output head and routers."""
+    head, router_width = model.get_output_embeddings(), _num_experts(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and module.out_features != router_width:
             yield name, module
 
 
@@ -70,15 +78,8 @@ def _convert_experts(where: str, experts: nn.Module, precision: str) -> None:
     experts._apply_gate = lambda gate_up: activation_through(precision, plain_gate(gate_up))
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    head, router_width = model.get_output_embeddings(), _num_experts(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head and module.out_features != router_width:
-            yield name, module
-
-
 def _num_experts(model: nn.Module) -> int | None:
-    return next((experts.num_experts for _, experts in _experts(model)), None)
+    return next((experts.num_experts for _, experts in every_experts(model)), None)
 
 
 def _check(name: str, matrix: torch.Tensor, precision: str) -> None:

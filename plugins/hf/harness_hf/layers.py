@@ -12,7 +12,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness.precision import EMULATED, NATIVE
 from harness.provenance import joined, kind_of
+from harness_hf import fp8
 
+SCALED, EMULATION = "a scale per tensor, activations' taken anew", "emulated: values pass through the format"
 SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
 
 
@@ -22,27 +24,32 @@ def described(model: PreTrainedModel) -> Iterator[tuple[str, dict[str, Any]]]:
         weights = [parameter for _, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
         if not weights:
             continue
-        kind, precision = kind_of(name), getattr(module, "emulated_as", None)
+        kind, native = kind_of(name), getattr(module, "native_as", None)
+        precision = native or getattr(module, "emulated_as", None)
         backend = model.config._experts_implementation if kind == "experts" else None
         yield (
             name,
             {
                 "kind": kind,
                 "module": type(module).__name__,
-                "quant_method": precision and "emulated: values pass through the format",
+                "quant_method": precision and (SCALED if native else EMULATION),
                 "backend": backend,
                 "kernel": _function(module, backend),
                 "format": precision or joined(SHORT.get(weight.dtype, str(weight.dtype)) for weight in weights),
                 "activations": precision or "as weights",
                 "weight_dtypes": joined(dtype_name(weight.dtype) for weight in weights),
-                "compute_mode": EMULATED if precision else NATIVE,
+                "compute_mode": EMULATED if precision and not native else NATIVE,
             },
         )
 
 
 def _function(module: nn.Module, backend: str | None) -> str | None:
+    if backend == fp8.NAME:
+        return "torch._scaled_grouped_mm"
     if backend in ALL_EXPERTS_FUNCTIONS.valid_keys():
         return ALL_EXPERTS_FUNCTIONS[backend].__name__
+    if isinstance(module, fp8.Fp8Linear):
+        return "torch._scaled_mm"
     if isinstance(module, nn.Embedding):
         return "torch.nn.functional.embedding"
     return "torch.nn.functional.linear" if isinstance(module, nn.Linear) else None

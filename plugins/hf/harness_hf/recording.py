@@ -9,11 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from harness.profilers.ranges import MARKS, modules_marked, window
-from harness_hf.decode import CpuDecoder, CudaDecoder, unmarked
+from harness_hf.decode import Decoder, unmarked
 
 
 @contextmanager
-def recording(model: PreTrainedModel, decoder: CpuDecoder | CudaDecoder, profiler: str, folder: Path) -> Iterator[None]:
+def recording(model: PreTrainedModel, decoder: Decoder, profiler: str, folder: Path) -> Iterator[None]:
     """See harness.engine.Session. Modules are seen where they run eagerly; a compiled step is one range."""
     mark = MARKS[profiler]
     with modules_marked(model, mark), window(profiler, str(folder / "rank0.json.gz")):

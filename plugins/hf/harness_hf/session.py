@@ -14,14 +14,20 @@ from typing import Any
 import torch
 import transformers
 
-from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Unsupported, provenance
+from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Setup, Unsupported, device, provenance
+from harness_hf import fp8, fused, machine, proofs, rungs
 from harness_hf.checkpoint import open_model
-from harness_hf.decode import CpuDecoder, CudaDecoder, OnLogits, ignore
+from harness_hf.decode import OnLogits, decoder_of, ignore, plain_beside
 from harness_hf.emulate import emulate
 from harness_hf.layers import described, dtype_name
+from harness_hf.prefill import Pieces, SharedPrefix
 from harness_hf.products import Widened, widened
+from harness_hf.projections import fuse
 from harness_hf.recording import recording
+from harness_hf.regional import CompiledLayers
 from harness_hf.routes import Routes
+from harness_hf.scoring import LOGIT_ROWS, CompiledBody, Eager
+from harness_hf.speculative import difference
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
 ONE_THREAD_WIDTH = 512  # hidden size up to which one thread decodes as fast as two
@@ -32,7 +38,6 @@ REASONS = {
     "moe_backend": "the model has no experts",
     "moe_kernel": "the experts' own eager code",
 }
-LOGIT_ROWS = 1024  # tokens whose full-vocabulary FP32 logits exist at once
 
 
 class HfSession:
@@ -43,22 +48,40 @@ class HfSession:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = open_model(setup, self._device)
+        self._rungs, self._cores = _prepared(load)
+        self._model = open_model(setup, self._device, self._rungs)
         room = self._model.config.get_text_config().max_position_embeddings
         if load.max_sequence > room:
             raise LoadFailed(f"a cell needs sequences of {load.max_sequence} tokens, {setup.model} holds {room}")
-        plain = setup.precision in provenance.PLAIN
-        self._converted = {} if plain else emulate(self._model, setup.precision, setup.quantize)
+        if "fused_step" in self._rungs.on and (why := fused.supports(self._model.config, setup.precision)):
+            self._rungs = self._rungs.without("fused_step", why)
+        if "fused_projections" in self._rungs.on:
+            fuse(self._model)
+        self._converted = self._convert(setup)
         self._kv_dtype: torch.dtype | None = None
         self._max_sequence = load.max_sequence
         few, every = _threads(self._model)
         self._threads = {"generate": few, "score": few if self._converted else every}
-        self._decoder = (
-            CudaDecoder(self._model, load.max_sequence) if self._device.type == "cuda" else CpuDecoder(self._model)
-        )
+        layers = CompiledLayers(self._model) if "by_layer" in self._rungs.on else None
+        self._decoder = decoder_of(self._model, load.max_sequence, self._rungs.on, layers)
+        self._scorer = CompiledBody(layers) if "compiled_scoring" in self._rungs.on else Eager()
+        self._compared: set[tuple[int, ...]] = set()  # shapes in which speculative decoding was held against plain
+        self._unequal: str | None = None
+        self._seen: frozenset[str] | None = None
+
+    def _convert(self, setup: Setup) -> dict[str, int]:
+        if setup.precision in provenance.PLAIN:
+            return {}
+        if "fp8" in self._rungs.on:
+            return fp8.convert(self._model, setup.quantize)
+        return emulate(self._model, setup.precision, setup.quantize)
 
     def facts(self) -> dict[str, Any]:
-        model = self._model
+        model, decoder = self._model, self._decoder
+        in_force, off = proofs.proven(self._live(), self._rungs)
+        whole = "by_layer" not in self._rungs.on
+        mode = ("reduce-overhead" if decoder.cuda_graphs else "default") if whole else "one layer for all"
+        hits = getattr(proofs.prefill_of(decoder, SharedPrefix), "hits", 0)
         found = {
             "engine_version": transformers.__version__,
             **provenance.summary(provenance.group(described(model))),
@@ -66,17 +89,19 @@ class HfSession:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "attention_backend": model.config._attn_implementation,
             "kv_dtype": self._kv_dtype and dtype_name(self._kv_dtype),
-            "prefix_cache": False,
-            "prefix_cache_hits": 0,  # every cache starts empty
-            "cuda_graphs": self._decoder.cuda_graphs,
-            "cudagraph_mode": "decode steps" if self._decoder.cuda_graphs else "none",
-            "compiled": self._decoder.compiled,
-            "compile_mode": "reduce-overhead, decode steps" if self._decoder.compiled else "none",
-            "chunked_prefill": False,
+            "rungs_in_force": in_force,
+            "rungs_off": off,
+            "prefix_cache": "prefix_cache" in in_force,
+            "prefix_cache_hits": hits,  # tokens of the latest batch; without the rung every cache starts empty
+            "cuda_graphs": decoder.cuda_graphs,
+            "cudagraph_mode": "decode steps" if decoder.cuda_graphs else "none",
+            "compiled": decoder.compiled,
+            "compile_mode": f"{mode}, decode steps" if decoder.compiled else "none",
+            "chunked_prefill": proofs.prefill_of(decoder, Pieces) is not None,
             "max_num_batched_tokens": "no limit",
             "max_num_seqs": "no limit",
-            "speculative_decoding": "off",
-            "clock": self._decoder.clock,
+            "speculative_decoding": "ngram" if "ngram" in self._rungs.on else "off",
+            "clock": decoder.clock,
             "scored_with": "FP32 products of BF16 values" if self._widens() else f"{dtype_name(model.dtype)} products",
             "scored_together_tokens": self._scored_together() or "one sequence",
             "environment": {
@@ -133,7 +158,16 @@ class HfSession:
         ids_AT = torch.tensor(prompts, device=self._device)
         generated = self._decoder.generate(ids_AT, output_len, on_logits)
         self._kv_dtype = self._decoder.kv_dtype
+        if "ngram" in self._rungs.on and (shape := (*ids_AT.shape, output_len)) not in self._compared:
+            self._compared.add(shape)
+            plain_AT, *_ = plain_beside(self._decoder, self._model).generate(ids_AT, output_len)
+            self._unequal = self._unequal or difference(generated[0], plain_AT)
         return generated
+
+    def _live(self) -> proofs.Live:
+        if self._rungs.by_name and self._seen is None:  # a default load need not wait for a profile
+            self._seen = proofs.seen_in_a_pass(self._model)
+        return proofs.Live(self._model, self._decoder, self._scorer, self._cores, self._unequal, self._seen)
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
@@ -147,7 +181,7 @@ class HfSession:
         head = self._model.get_output_embeddings()
         for ids_AT in self._batches(sequences):
             with widened(), Routes(self._model) as routes:
-                hidden_ATH = self._hidden(ids_AT)
+                hidden_ATH = self._hidden(ids_AT, Eager())  # compiled layers would not tell their routes
             length = ids_AT.shape[1] - 1
             together = max(1, LOGIT_ROWS // length)  # whole sequences, or parts of one
             for first in range(0, len(ids_AT), together):
@@ -178,17 +212,13 @@ class HfSession:
     def _score(self, ids_AT: torch.Tensor) -> torch.Tensor:
         """Log-probability of every token but the first, [A, T - 1]. The body runs once over all tokens; the output
         head, whose FP32 logits are what fills memory, over LOGIT_ROWS at a time."""
-        hidden_NH, target_N = self._hidden(ids_AT)[:, :-1].flatten(0, 1), ids_AT[:, 1:].flatten()
-        head = self._model.get_output_embeddings()
-        logprobs = []
-        for rows, target in zip(hidden_NH.split(LOGIT_ROWS), target_N.split(LOGIT_ROWS)):
-            logits_NV = head(rows).float()
-            logprobs.append(logits_NV.gather(-1, target[:, None])[:, 0] - logits_NV.logsumexp(-1))
-        return torch.cat(logprobs).view(ids_AT.shape[0], -1)
+        hidden_NH, target_N = self._hidden(ids_AT, self._scorer)[:, :-1].flatten(0, 1), ids_AT[:, 1:].flatten()
+        logprobs_N = self._scorer.logprobs(self._model.get_output_embeddings(), hidden_NH, target_N, LOGIT_ROWS)
+        return logprobs_N.view(ids_AT.shape[0], -1)
 
-    def _hidden(self, ids_AT: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, ids_AT: torch.Tensor, scorer: Eager | CompiledBody) -> torch.Tensor:
         """[A, T, H], what the output head reads."""
-        hidden_ATH = self._model.get_decoder()(input_ids=ids_AT, use_cache=False).last_hidden_state
+        hidden_ATH = scorer.body(self._model.get_decoder(), ids_AT)
         self._kv_dtype = hidden_ATH.dtype  # keys and values are products of these, and are not stored
         return hidden_ATH
 
@@ -200,6 +230,19 @@ class HfSession:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _prepared(load: Load) -> tuple[rungs.Asked, frozenset[int] | None]:
+    """The rungs of this load, and the process as they want it: its cores, too, where it was bound to some."""
+    setup = load.setup
+    asked = rungs.asked(setup.rungs, setup.precision, device.detect())
+    if setup.quantize == "linear" and setup.precision not in provenance.PLAIN:
+        asked = asked.without("fused_projections", "--quantize linear converts each layer by itself")
+    if asked.on & {"compile", "compiled_scoring", "fp8"}:
+        machine.keep_compiled_code()
+    if "tf32" in asked.on:
+        machine.allow_tf32()
+    return asked, machine.bind_to_gpu() if "numa" in asked.on else None
 
 
 def _threads(model: torch.nn.Module) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import NATIVE, PRECISIONS, UNSUPPORTED, WEIGHT_ONLY
+from harness_vllm.rungs import RUNGS
 
 if TYPE_CHECKING:
     from harness import Load, Session, Setup
@@ -26,12 +27,13 @@ def harness_register_engines() -> list[EngineSpec]:
             load=load,
             resolves=resolves,
             options=frozenset({"quantize", "tp", "ep", "moe_backend"}),
+            rungs=RUNGS,
             install="make venv-vllm (in a checkout), or any environment with moe-harness and vllm, as --python vllm=PATH",
         )
     ]
 
 
-def support(precision: str, device: Device, version: str | None) -> Support:
+def support(precision: str, device: Device, version: str | None, rungs: str = "default") -> Support:
     """What vLLM's own choice of kernels comes to (0.24 to 0.32). The session reads from the live model what it was."""
     if device.kind == "cpu":
         return _on_cpu(precision, device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import Load, Setup, Unsupported
 from harness.provenance import PLAIN
+from harness_vllm import rungs
 
 ONLINE = {"fp8": "fp8_per_tensor", "fp8_block": "fp8_per_block", "mxfp4": "mxfp4"}  # vLLM converts while it loads
 LEAST_SEQS = 128  # vLLM's smallest default of max_num_seqs
@@ -37,12 +38,12 @@ def arguments(load: Load, is_cpu: bool) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "trust_remote_code": setup.trust_remote_code,
         "max_model_len": load.max_sequence + 1,  # scoring, too, must generate a token
-        "enable_prefix_caching": False,
         "disable_log_stats": False,  # without it requests carry no times
         "max_logprobs": -1,  # as many as are asked for
         "tensor_parallel_size": setup.tp,
         "enable_expert_parallel": setup.ep > 1,
         "worker_extension_cls": "harness_vllm.inspector.Inspector",
+        **rungs.arguments(setup.rung_names),
         **_weights(setup),
         **PROFILERS.get(load.profiler, {}),
     }

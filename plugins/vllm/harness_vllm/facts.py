@@ -8,7 +8,7 @@ from typing import Any
 import vllm
 
 from harness import provenance
-from harness_vllm import journal
+from harness_vllm import journal, rungs
 
 REASONS = {
     "moe_backends_passed_over": "vLLM logged no choice; its log level may be above INFO",
@@ -42,6 +42,7 @@ def facts(
         "remarks": journal.remarks(),
         "environment": dict(environment),
     }
+    found |= rungs.state(found)
     unread = [name for name, value in found.items() if value is None]
     return {**found, "unread": {name: REASONS.get(name, f"not found in vLLM {vllm.__version__}") for name in unread}}
 

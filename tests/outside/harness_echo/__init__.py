@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import EngineSpec, Generation, Measurement, ProfilerSpec, Response, Support, WorkloadSpec, hookimpl
+from harness.engine import Rung
 
 if TYPE_CHECKING:
     from harness import Load, Session
@@ -45,11 +46,21 @@ def harness_register_engines() -> list[EngineSpec]:
             capabilities=frozenset({"generate", "score"}),
             support=support,
             load=load,
+            rungs=RUNGS,
         )
     ]
 
 
-def support(precision: str, device: Device, version: str | None) -> Support:
+# Optimisations that --rungs and `harness ladder` can turn on or off, each after those it needs.
+RUNGS = (
+    Rung("brisk", "takes a shorter breath before each token"),
+    Rung("swift", "takes no breath at all", changes_output=True, needs=("brisk",)),
+    Rung("grace", "sings", problem=lambda precision, device: f"no parrot sings in {precision}"),
+)
+BREATH_S = {(): 0.002, ("brisk",): 0.001}  # before each token, by the rungs that are on
+
+
+def support(precision: str, device: Device, version: str | None, rungs: str = "default") -> Support:
     """What the engine would do with a precision, said without loading anything."""
     return Support("native", "repeating a token takes no arithmetic")
 
@@ -65,6 +76,7 @@ class EchoSession:
 
     def __init__(self, load: Load) -> None:
         self._load = load
+        self._rungs = load.setup.rung_names  # None: nothing was asked for
 
     def facts(self) -> dict[str, Any]:
         """`precision` and `compute_mode` are what was really used; where they are not what was asked, the record's
@@ -77,12 +89,15 @@ class EchoSession:
             "attention_backend": None,  # there is none; None, not a guess
             "kv_dtype": None,
             "clock": "perf_counter_ns",
+            # What is in force, each with the proof; a rung that was asked for and is not makes the record a mismatch.
+            "rungs_in_force": {name: f"breath of {self._breath} s" for name in self._rungs or ()},
+            "rungs_off": {},
             "environment": {"python": platform.python_version()},  # of this process, which may not be the parent's
         }
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         started = time.perf_counter_ns()
-        responses = tuple(_repeat(prompt, output_len) for prompt in prompts)
+        responses = tuple(_repeat(prompt, output_len, self._breath) for prompt in prompts)
         return Generation(started, time.perf_counter_ns(), responses)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
@@ -93,9 +108,16 @@ class EchoSession:
     def close(self) -> None:
         pass
 
+    @property
+    def _breath(self) -> float:
+        return BREATH_S.get(self._rungs, 0.0)
 
-def _repeat(prompt: Sequence[int], length: int) -> Response:
-    timed = [(token, time.perf_counter_ns()) for token in itertools.islice(itertools.cycle(prompt), length)]
+
+def _repeat(prompt: Sequence[int], length: int, breath: float) -> Response:
+    timed = []
+    for token in itertools.islice(itertools.cycle(prompt), length):
+        time.sleep(breath) if breath else None
+        timed.append((token, time.perf_counter_ns()))
     ids, times = zip(*timed)
     return Response(ids, times)
 

@@ -96,6 +96,7 @@ SINS = {
 FACTS = {  # what facts() returns instead, given what it should
     "bare_facts": lambda facts: {},
     "no_facts": lambda facts: None,
+    "lame": lambda facts: {**facts, "rungs_in_force": {}, "rungs_off": {"brisk": "its wings are clipped"}},
     "markup_facts": lambda facts: {**facts, "moe_backend": "[/bold]"},
     "wrong_facts": lambda facts: {**facts, "precision": "bf16"},
 }

@@ -1,0 +1,150 @@
+"""A ladder for the terminal: a table per work, and under it what a table cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from harness.cells import AND
+from harness.judging.compare import SAME
+from harness.judging.table import WIDTH
+from harness.ladder.rows import Row, ladders, limit, memory, middle, speedups, why
+from harness.ladder.steps import BASELINE, CUMULATIVE, OFF, PRECISION, SINGLE
+from harness.recording.records import Record
+from harness.recording.stats import PERCENT
+
+NOTHING = "-"
+GIB = 1 << 30
+TITLES = {BASELINE: "", CUMULATIVE: "+ ", SINGLE: "only ", PRECISION: "top, in "}
+SMALL_KL = 1e-3
+MUCH = 3  # times the KL of every step below
+
+
+def print_ladder(records: Sequence[Record], stream: TextIO) -> None:
+    """Nothing where no record is of a ladder."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=stream, width=WIDTH, highlight=False)
+    for rows in ladders(records):
+        one = rows[0].perf
+        place = one["environment"]["device"]["name"]
+        about = f"{one['engine']} {one['model']}, {one['weights']} weights, {one['precision']}, {place}: batch "
+        console.print(escape(f"{about}{one['batch_size']}, {one['input_len']} tokens in, {one['output_len']} out"))
+        console.print(_table([_cells(row) for row in rows if row.kind != OFF]))
+        for line in notes(rows):
+            console.print(escape(line), soft_wrap=True)
+        console.print()
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the rows must not hide: what is not on and why, what was cached, how sure the ratios are."""
+    lines = [f"× in ITL and latency: times as fast as the step before, and as plain eager (none); {PERCENT} intervals"]
+    noise = next((row.baseline.noise for row in rows if row.baseline and row.baseline.noise), "")
+    lines += [f"noise in the intervals: {noise}"] if noise else []
+    if any(row.changes_output for row in rows if row.kind != OFF):
+        lines.append("*: changes the output beyond the order of sums, and so of every step above it")
+    lines += _silent(rows)
+    lines += _once(f"not compared, {title(row)}: {_refusal(row)}" for row in rows if _refusal(row))
+    lines += _once(
+        f"{row.perf['status']} {title(row)}: {why(row.perf)}" for row in rows if row.kind != OFF and why(row.perf)
+    )
+    lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
+    lines += _once(f"no KL of {title(row)}: {why(row.kl)}" for row in rows if row.kl and not row.kl.get("kl"))
+    cached = [title(row) for row in rows if (row.perf.get("conditions") or {}).get("prefix_cache_hits")]
+    if cached:
+        lines.append(
+            f"TTFT of prompts that were cached, as every iteration repeats them: {', '.join(dict.fromkeys(cached))}"
+        )
+    return lines
+
+
+def title(row: Row) -> str:
+    mark = "*" if row.changes_output else ""
+    needed = [name for name in row.rungs.split(AND) if name != row.added] if row.kind == SINGLE else []
+    return f"{TITLES.get(row.kind, '')}{row.added}{mark}{f' with {AND.join(needed)}' if needed else ''}"
+
+
+def times(found: Mapping[str, Any] | None, with_interval: bool = True) -> str:
+    """`1.52 x (1.49-1.55)`; `same` where the interval holds 1."""
+    if not found:
+        return NOTHING
+    number, interval = found["times"], found["interval"]
+    bounds = f" ({interval[0]:{_form(number)}}-{interval[1]:{_form(number)}})" if with_interval and interval else ""
+    return f"{number:{_form(number)}} x{bounds}{' same' if found['verdict'] == SAME else ''}"
+
+
+def kl_words(row: Row, phase: str) -> str:
+    """Mean KL in nats per token."""
+    value = row.divergence(phase)
+    return NOTHING if value is None else f"{value:.1e}" if 0 < value < SMALL_KL else f"{value:.4f}"
+
+
+def _cells(row: Row) -> dict[str, str]:
+    record, eager, step = row.perf, speedups(row.baseline), speedups(row.before)
+    used, joules = memory(record), record.get("joules_per_output_token")
+    return {
+        "rung": title(row) + (" (!)" if record["status"] != "ok" else ""),
+        "TTFT ms": _number(middle(record, "ttft_ms"), ".2f"),
+        "ITL ms": _number(middle(record, "itl_ms"), ".3f"),
+        "output tok/s": _number(record.get("output_tokens_per_sec"), ".1f"),
+        "ITL × step": times(step.get("itl_ms")) if row.kind in (CUMULATIVE, PRECISION) else NOTHING,
+        "ITL × none": times(eager.get("itl_ms")),
+        "latency × step": times(step.get("latency_ms"), False) if row.kind in (CUMULATIVE, PRECISION) else NOTHING,
+        "latency × none": times(eager.get("latency_ms")),
+        "TTFT × none": times(eager.get("ttft_ms"), False),
+        "of limit prefill": _share(limit(record, "prefill")),
+        "of limit decode": _share(limit(record, "decode")),
+        "memory GiB": _number(used and used / GIB, ".1f"),
+        "J / token": _number(joules, ".3f"),
+        "load s": _number(record.get("load_seconds"), ".1f"),
+        "perplexity": _number(row.ppl.get("perplexity") if row.ppl else None, ".4f"),
+        "KL prefill": kl_words(row, "prefill"),
+        "KL decode": kl_words(row, "decode"),
+    }
+
+
+def _silent(rows: Sequence[Row]) -> Iterator[str]:
+    """Rungs that are not said to change the output, after which the logits lie much further from plain eager's."""
+    for phase in ("prefill", "decode"):
+        worst = SMALL_KL
+        for row in (row for row in rows if row.kind == CUMULATIVE):
+            found = row.divergence(phase)
+            if found is not None and found > MUCH * worst and not row.changes_output:
+                yield f"look at {title(row)}: not said to change the output, yet its {phase} KL is {found:.4f}"
+            worst = max(worst, found or 0.0)
+
+
+def _table(rows: Sequence[dict[str, str]]) -> Any:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
+    for name in shown:
+        table.add_column(name.replace(" ", "\n", 1), justify="left" if name == "rung" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in shown))
+    return table
+
+
+def _refusal(row: Row) -> str:
+    differing = row.baseline.differing if row.baseline and row.perf["status"] == "ok" else {}
+    return ", ".join(f"{name} ({a} / {b})" for name, (a, b) in differing.items())
+
+
+def _once(lines: Iterable[str]) -> Iterator[str]:
+    yield from dict.fromkeys(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    return f"{found['share']:.0%} {found['bound']}" if found else NOTHING
+
+
+def _form(number: float) -> str:
+    return ".1f" if number >= 10 else ".2f"

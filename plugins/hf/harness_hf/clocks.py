@@ -1,0 +1,47 @@
+"""When each token was there: a host clock on a CPU; on a GPU, where the host runs ahead, CUDA events on its stream."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class HostClock:
+    """Times in ns of time.perf_counter_ns."""
+
+    name = "time.perf_counter_ns"
+
+    def start(self, tokens: int) -> None:
+        self._times: list[int] = []
+        self._started = time.perf_counter_ns()
+
+    def tick(self, tokens: int = 1) -> None:
+        """`tokens` more are there."""
+        self._times += [time.perf_counter_ns()] * tokens
+
+    def stop(self) -> tuple[list[int], int, int]:
+        """When each token was there, start and finish."""
+        return self._times, self._started, time.perf_counter_ns()
+
+
+class CudaClock:
+    name = "torch.cuda.Event on the model's stream"
+
+    def start(self, tokens: int) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(tokens + 1)]
+        self._ends: list[torch.cuda.Event] = []
+        torch.cuda.synchronize()
+        self._started = time.perf_counter_ns()
+        self._events[0].record()
+
+    def tick(self, tokens: int = 1) -> None:
+        event = self._events[len(self._ends) + 1]
+        event.record()
+        self._ends += [event] * tokens
+
+    def stop(self) -> tuple[list[int], int, int]:
+        torch.cuda.synchronize()
+        finished = time.perf_counter_ns()
+        times = [self._started + round(self._events[0].elapsed_time(event) * 1e6) for event in self._ends]
+        return times, self._started, max(finished, times[-1])

@@ -1,0 +1,164 @@
+"""Products of a few tokens with one matrix, each weight read once: norm in front, bias and residual behind, best token.
+
+With one token a row of weights meets the token in FP32 sums; with more, tiles go through the tensor cores, the weights
+as their tall operand. No tile is masked along the summed dimension: its width divides it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+PROGRAMS = 264  # at least two for each of an H200's 132 processors, so that loads of one hide the waits of another
+
+
+def linear(
+    x_AI: torch.Tensor,
+    weight_OI: torch.Tensor,
+    out_AO: torch.Tensor,
+    norm_I: torch.Tensor | None = None,
+    eps: float = 0.0,
+    bias_O: torch.Tensor | None = None,
+    residual_AO: torch.Tensor | None = None,
+    best: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """out = rmsnorm(x) weight^T + bias + residual; `best`: for [A, tiles] the highest output of a tile and its index.
+
+    A NaN counts as infinity in `best`, so that it cannot get lost among other tiles."""
+    tokens, width = x_AI.shape
+    outs = weight_OI.shape[0]
+    tile_t = token_tile(tokens)
+    tile_o = out_tile(outs, tile_t)
+    tile_i = sum_tile(width, 512 if tile_t == 1 else 128)
+    stages = stages_of((tile_o + tile_t) * tile_i * weight_OI.element_size())
+    values_AB, indices_AB = best or (None, None)
+    _linear[(triton.cdiv(outs, tile_o),)](
+        x_AI, norm_I, weight_OI, bias_O, residual_AO, out_AO, values_AB, indices_AB, tokens, outs, eps,
+        width, norm_I is not None, bias_O is not None, residual_AO is not None, best is not None,
+        tile_t, tile_o, tile_i, stages, num_warps=4, num_stages=stages,
+    )  # fmt: skip
+    return out_AO
+
+
+def token_tile(tokens: int) -> int:
+    """Tokens of a program: the smallest tile of tensor cores, or one, for which sums are faster."""
+    return 1 if tokens == 1 else max(16, triton.next_power_of_2(tokens))
+
+
+def out_tile(outs: int, tile_t: int) -> int:
+    """The largest tile that gives a processor two programs; with many tokens half a one, for each reads them all."""
+    sizes = (16, 8) if tile_t == 1 else (64, 32, 16)  # sums of 64 rows would not fit into registers
+    programs = PROGRAMS if tile_t <= 16 else PROGRAMS // 4
+    return next((size for size in sizes if outs >= size * programs), sizes[-1])
+
+
+def sum_tile(width: int, most: int) -> int:
+    """The largest power of two up to `most` that divides `width`."""
+    return min(width & -width, most)
+
+
+def stages_of(size: int) -> int:
+    """How many tiles of `size` bytes are on their way: what fits 48 KiB, so that four programs fit a processor."""
+    return min(6, max(3, 49152 // size))
+
+
+@triton.jit
+def _linear(
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, values_ptr, indices_ptr, tokens, outs, eps,
+    WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    PICKS: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    o = tile * TILE_O + tl.arange(0, TILE_O)
+    t = tl.arange(0, TILE_T)
+    is_out = o < outs
+    is_token = t < tokens
+    rows = weight_ptr + o.to(tl.int64)[:, None] * WIDTH
+    i = tl.arange(0, TILE_I)
+    if TILE_T == 1:
+        sums_OI = tl.zeros((TILE_O, TILE_I), tl.float32)
+        squares_I = tl.zeros((TILE_I,), tl.float32)
+        for start in tl.range(0, WIDTH, TILE_I, num_stages=STAGES):
+            x_I = tl.load(x_ptr + start + i).to(tl.float32)
+            weight_OI = tl.load(rows + start + i[None, :], mask=is_out[:, None], other=0.0)
+            if HAS_NORM:
+                squares_I += x_I * x_I
+                x_I = x_I * tl.load(norm_ptr + start + i).to(tl.float32)
+            sums_OI += weight_OI.to(tl.float32) * x_I[None, :]
+        out_OT = tl.sum(sums_OI, axis=1)[:, None]
+        squares_T = tl.sum(squares_I, axis=0) + tl.zeros((TILE_T,), tl.float32)
+    else:
+        out_OT = tl.zeros((TILE_O, TILE_T), tl.float32)
+        squares_T = tl.zeros((TILE_T,), tl.float32)
+        for start in tl.range(0, WIDTH, TILE_I):
+            x_IT = tl.load(x_ptr + t[None, :] * WIDTH + start + i[:, None], mask=is_token[None, :], other=0.0)
+            weight_OI = tl.load(rows + start + i[None, :], mask=is_out[:, None], other=0.0)
+            if HAS_NORM:
+                exact_IT = x_IT.to(tl.float32)
+                squares_T += tl.sum(exact_IT * exact_IT, axis=0)
+                x_IT = (exact_IT * tl.load(norm_ptr + start + i).to(tl.float32)[:, None]).to(x_IT.dtype)
+            out_OT = tl.dot(weight_OI, x_IT, out_OT, input_precision="ieee")
+    if HAS_NORM:  # the norm's factor is one number a token, so it may come after the product
+        out_OT *= tl.rsqrt(squares_T / WIDTH + eps)[None, :]
+    if HAS_BIAS:
+        out_OT += tl.load(bias_ptr + o, mask=is_out, other=0.0).to(tl.float32)[:, None]
+    place_OT = t[None, :] * outs + o[:, None]
+    is_inside = is_out[:, None] & is_token[None, :]
+    if HAS_RESIDUAL:
+        out_OT += tl.load(residual_ptr + place_OT, mask=is_inside, other=0.0).to(tl.float32)
+    rounded_OT = out_OT.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + place_OT, rounded_OT, mask=is_inside)
+    if PICKS:
+        seen_OT = rounded_OT.to(tl.float32)
+        seen_OT = tl.where(seen_OT == seen_OT, seen_OT, float("inf"))
+        seen_OT = tl.where(is_inside, seen_OT, -float("inf"))
+        highest_T = tl.max(seen_OT, axis=0)
+        first_T = tl.min(tl.where(seen_OT == highest_T[None, :], o[:, None], outs), axis=0)
+        tiles = tl.num_programs(0)
+        tl.store(values_ptr + t * tiles + tile, highest_T, mask=is_token)
+        tl.store(indices_ptr + t * tiles + tile, first_T, mask=is_token)
+
+
+@triton.jit
+def embed(
+    token_ptr, table_ptr, out_ptr, amax_ptr, next_ptr, position_ptr, amaxes,
+    WIDTH: tl.constexpr, TILE: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program a: the row of token a; the first one also takes the step's position and forgets the highest activations
+    of the step before."""
+    row = tl.program_id(0)
+    token = tl.load(token_ptr + row)
+    i = tl.arange(0, TILE)
+    tl.store(out_ptr + row * WIDTH + i, tl.load(table_ptr + token * WIDTH + i, mask=i < WIDTH), mask=i < WIDTH)
+    if row == 0:
+        tl.store(position_ptr, tl.load(next_ptr))
+        for start in range(0, amaxes, TILE):
+            tl.store(amax_ptr + start + i, 0.0, mask=start + i < amaxes)
+
+
+@triton.jit
+def pick(
+    values_ptr, indices_ptr, token_ptr, history_ptr, highest_ptr, position_ptr, next_ptr, room,
+    TILES: tl.constexpr, TILE: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program a: the likeliest token of row a, written where the next step reads it and into the history.
+
+    The position is read from one place and written to another, for the programs run in any order."""
+    row = tl.program_id(0)
+    b = tl.arange(0, TILE)
+    values_B = tl.full((TILE,), -float("inf"), tl.float32)
+    indices_B = tl.full((TILE,), 2147483647, tl.int32)
+    for start in range(0, TILES, TILE):
+        more_B = tl.load(values_ptr + row * TILES + start + b, mask=start + b < TILES, other=-float("inf"))
+        where_B = tl.load(indices_ptr + row * TILES + start + b, mask=start + b < TILES, other=2147483647)
+        indices_B = tl.where(more_B > values_B, where_B, indices_B)  # of equals the first stays
+        values_B = tl.maximum(values_B, more_B)
+    highest = tl.max(values_B, axis=0)
+    token = tl.min(tl.where(values_B == highest, indices_B, 2147483647), axis=0)
+    place = tl.load(position_ptr) + 1
+    tl.store(token_ptr + row, token.to(tl.int64))
+    tl.store(history_ptr + row * room + place, token.to(tl.int64))
+    tl.store(highest_ptr + row * room + place, highest)
+    tl.store(next_ptr, place)

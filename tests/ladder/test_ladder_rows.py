@@ -1,0 +1,113 @@
+"""What a ladder's records come to: rows in order, ratios to plain eager and to the step before, and where memory ends."""
+
+import io
+
+import pytest
+from scripted import scaled
+
+from harness.ladder.batches import groups, sweep
+from harness.ladder.rows import ladders
+from harness.ladder.show import print_ladder
+from harness.planning.plan import Options
+from harness.working.run import Result
+
+TIMES = {"none": 1.0, "a": 0.5, "a+b": 0.25, "b": 0.6, "default": 0.4}
+
+
+def record(rungs: str, factor: float, **more) -> dict:
+    found = scaled(factor, **more)
+    for part in ("requested", "conditions"):
+        found[part]["rungs"] = rungs
+    return found
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    return [record(rungs, factor) for rungs, factor in TIMES.items()]
+
+
+def told(rows) -> list[tuple[str, str]]:
+    return [(row.kind, row.added) for row in rows]
+
+
+def test_the_rows_come_in_the_order_of_the_ladder_however_the_records_come(records):
+    for given in (records, records[::-1]):
+        ((rows),) = ladders(given)
+        assert told(rows) == [
+            ("baseline", "none"),
+            *[("cumulative", "a"), ("cumulative", "b")],
+            ("default", "default"),
+            *[("single", "a"), ("single", "b")],
+        ]
+
+
+def test_each_step_is_compared_with_plain_eager_and_with_the_step_before(records):
+    (rows,) = ladders(records)
+    found = {(row.kind, row.added): row.to_json() for row in rows}
+    top = found["cumulative", "b"]
+    assert top["speedup"]["latency_ms"]["times"] == pytest.approx(4)
+    assert top["step_speedup"]["latency_ms"]["times"] == pytest.approx(2)
+    low, high = top["speedup"]["latency_ms"]["interval"]
+    assert low < 4 < high
+    assert found["single", "b"]["speedup"]["latency_ms"]["times"] == pytest.approx(1 / 0.6)
+    assert found["baseline", "none"]["speedup"] == {}
+
+
+def test_rungs_one_by_one_alone_are_no_ladder(records):
+    (rows,) = ladders([r for r in records if r["requested"]["rungs"] != "a+b"])
+    assert told(rows) == [("baseline", "none"), ("default", "default"), ("single", "a"), ("single", "b")]
+
+
+def test_a_step_that_is_not_what_it_says_has_no_ratio_and_the_next_is_compared_with_the_last_that_was(records):
+    broken = {**record("a+b", 0.3), "status": "mismatch", "reason": "rung b is not in force: too long"}
+    (rows,) = ladders([*[r for r in records if r["requested"]["rungs"] != "a+b"], broken, record("a+b+c", 0.1)])
+    found = {(row.kind, row.added): row.to_json() for row in rows}
+    assert found["cumulative", "b"]["speedup"] == {} and "not in force" in found["cumulative", "b"]["reason"]
+    assert found["cumulative", "c"]["step_speedup"]["latency_ms"]["times"] == pytest.approx(5)
+
+
+def test_a_further_precision_is_compared_with_the_top_and_changes_the_output(records):
+    (rows,) = ladders([*[{**r, "precision": "bf16"} for r in records], record("a+b", 0.2, precision="fp8_block")])
+    last = next(row for row in rows if row.kind == "precision")
+    assert last.changes_output
+    assert last.to_json()["step_speedup"]["latency_ms"]["times"] == pytest.approx(1.25)
+
+
+def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_said(records):
+    off = {**record("c", 1.0), "status": "skipped", "reason": "rung c: needs SM 89"}
+    cached = record("a+b+d", 0.2, prefix_cache_hits=64)
+    page = io.StringIO()
+    print_ladder([*records, off, cached], page)
+    assert "off: rung c: needs SM 89" in page.getvalue()
+    assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
+
+
+def test_records_without_plain_eager_are_no_ladder(records):
+    assert ladders(records[1:]) == [] and ladders(records[:1]) == []
+
+
+def test_two_works_are_two_ladders(records):
+    more = [record(rungs, factor, batch_size=16) for rungs, factor in TIMES.items()]
+    assert [rows[0].perf["batch_size"] for rows in ladders([*records, *more])] == [2, 16]
+
+
+def test_batch_sizes_share_loads_at_first_and_are_few_later():
+    assert list(groups(256)) == [(1, 2, 4, 8, 16), (32, 64), (128, 256)]
+    assert list(groups(3)) == [(1, 2)]
+
+
+def test_batches_stop_where_memory_ends_and_the_best_points_are_told():
+    asked = []
+
+    def perform(options: Options) -> Result:
+        asked.append(options.parameters["batch_size"])
+        full = {"status": "failed", "failure": {"class": "out_of_memory", "message": "81 GiB", "log_tail": ""}}
+        found = [scaled(1 + size / 32, batch_size=size) for size in asked[-1]]
+        return Result([{**one, **full} if one["batch_size"] > 32 else one for one in found], [])
+
+    found = sweep(Options(), 256, perform)
+    assert asked == [(1, 2, 4, 8, 16), (32, 64)] and found.exit_code == 0
+    best_latency, best_throughput, end = found.lines()
+    assert best_latency.startswith("best latency: batch 1:")
+    assert best_throughput.startswith("best throughput: batch 32:")
+    assert end == "out of memory at batch 64: 81 GiB"

@@ -1,0 +1,110 @@
+"""What a rung is: a name that is settled, part of a cell's key and conditions, and in force or a mismatch."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from scripted import FACTS, GPU, scaled
+
+from harness.cells import Cell, Setup
+from harness.device import Device
+from harness.engine import EngineSpec, Rung, rung_problem, with_needs
+from harness.errors import UsageError
+from harness.judging.compare import compare
+from harness.ladder.rows import across_rungs
+from harness.launcher import Outcome
+from harness.planning.plan import settled_rungs
+from harness.precision import Support
+from harness.recording.records import make
+
+CPU = Device("cpu", "a CPU", 2, 4 << 30)
+RUNGS = (
+    Rung("cache", "static KV cache"),
+    Rung(
+        "graphs",
+        "replayed",
+        needs=("cache",),
+        problem=lambda precision, device: "no GPU" if device.sm is None else None,
+    ),
+    Rung(
+        "fp8",
+        "in FP8",
+        changes_output=True,
+        problem=lambda precision, device: None if precision == "fp8" else precision,
+    ),
+    Rung("odd", "cannot say", problem=lambda precision, device: 1 / 0),
+)
+ENGINE = EngineSpec(
+    "one", "", (), frozenset({"generate"}), lambda *_: Support("native"), lambda load: None, rungs=RUNGS
+)
+
+
+def with_rungs(record: dict, rungs: str) -> dict:
+    return {
+        **record,
+        "requested": {**record["requested"], "rungs": rungs},
+        "conditions": {**record["conditions"], "rungs": rungs},
+    }
+
+
+def made(rungs: str, **facts) -> dict:
+    cell = Cell(Setup("one", "m", "m", "bf16", rungs=rungs), "ppl", {"input_len": 8}, Support("native"))
+    return make(cell, Outcome(facts={**FACTS, "precision": "bf16", "compute_mode": "native", **facts}), "1.0", GPU)
+
+
+def test_a_set_of_rungs_has_one_name_whatever_was_said():
+    assert settled_rungs(ENGINE, "graphs") == settled_rungs(ENGINE, "graphs+cache") == "cache+graphs"
+    assert (settled_rungs(ENGINE, "none"), settled_rungs(ENGINE, "default")) == ("none", "default")
+    assert with_needs(ENGINE, ["graphs"]) == ("cache", "graphs")
+
+
+def test_a_rung_nobody_knows_is_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match="unknown rung of one 'graph': did you mean graphs"):
+        settled_rungs(ENGINE, "graph")
+
+
+def test_why_a_rung_cannot_be_on_is_told_by_its_first_that_cannot():
+    assert rung_problem(ENGINE, ["cache", "graphs"], "bf16", CPU) == "rung graphs: no GPU"
+    assert rung_problem(ENGINE, ["cache", "graphs"], "bf16", GPU) is None
+    assert "could not say: ZeroDivisionError" in rung_problem(ENGINE, ["odd"], "bf16", GPU)
+
+
+def test_the_default_has_the_key_and_configuration_it_had_before_there_were_rungs():
+    cell = Cell(Setup("one", "m", "m", "bf16"), "perf", {}, Support("native"))
+    assert cell.key("1.0", GPU) == "e940ab9c5ed98dfe"
+    assert cell.setup.config == "TP1_EP1_auto"
+    eager = replace(cell, setup=replace(cell.setup, rungs="none"))
+    assert eager.key("1.0", GPU) != cell.key("1.0", GPU) and eager.setup.config == "TP1_EP1_auto_none"
+
+
+@pytest.mark.parametrize(
+    ("rungs", "facts", "reason"),
+    [
+        ("cache", {"rungs_in_force": {"cache": "its class"}}, None),
+        ("default", {"rungs_in_force": {"cache": "its class"}}, None),
+        ("default", {}, None),
+        ("none", {}, "which rungs are in force the engine did not say"),
+        ("none", {"rungs_in_force": {"cache": "its class"}}, "rung cache is in force and was not asked for"),
+        ("cache", {"rungs_in_force": {}, "rungs_off": {"cache": "too long"}}, "rung cache is not in force: too long"),
+        ("cache", {"rungs_in_force": {}}, "rung cache is not in force: the engine did not say why"),
+    ],
+)
+def test_what_was_asked_for_and_is_not_in_force_makes_a_mismatch(rungs, facts, reason):
+    record = made(rungs, **facts)
+    assert (record["status"], record["reason"]) == ("mismatch" if reason else "ok", reason)
+    assert record["conditions"]["rungs"] == rungs
+
+
+def test_two_sets_of_rungs_are_compared_in_a_ladder_only():
+    eager, fast = with_rungs(scaled(1.0), "none"), with_rungs(scaled(0.5, cuda_graphs=True), "graphs")
+    assert compare(eager, fast).differing.keys() == {"rungs", "cuda_graphs"}
+    found = across_rungs(eager, fast)
+    assert found.comparable and found.metrics["latency_ms"].ratio == pytest.approx(0.5)
+    assert not across_rungs(eager, with_rungs(scaled(0.5, batch_size=4), "graphs")).comparable
+
+
+def test_a_record_of_before_there_were_rungs_is_one_of_the_default():
+    old = json.loads(json.dumps(scaled(1.0)))
+    del old["conditions"]["rungs"]
+    assert compare(old, scaled(1.1)).comparable
+    assert compare(old, with_rungs(scaled(1.1), "none")).differing == {"rungs": ("default", "none")}
