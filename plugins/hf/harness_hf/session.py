@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,10 @@ class HfSession:
 def _prepared(load: Load) -> tuple[rungs.Asked, frozenset[int] | None]:
     """The rungs of this load, and the process as they want it: its cores, too, where it was bound to some."""
     setup = load.setup
-    asked = rungs.asked(setup.rungs, setup.precision, device.detect())
+    here = device.detect()
+    if not torch.cuda.is_available():  # PyTorch for CPUs, whatever else the machine has
+        here = replace(here, kind="cpu", sm=None)
+    asked = rungs.asked(setup.rungs, setup.precision, here)
     if setup.quantize == "linear" and setup.precision not in provenance.PLAIN:
         asked = asked.without("fused_projections", "--quantize linear converts each layer by itself")
     if asked.on & {"compile", "compiled_scoring", "fp8"}:
