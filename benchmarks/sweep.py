@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 PLAN_TARGET_S, BUSY_TARGET = 2.0, 0.9
-ENGINE = '''
+ENGINE = """
 import time
 from harness import EngineSpec, Generation, Response, Support, hookimpl
 
@@ -42,7 +42,7 @@ class Session:
 
     def close(self):
         pass
-'''
+"""
 SWEEP = """
 matrix:
   engine: metronome
@@ -76,7 +76,9 @@ def print_planning(folder: Path, env: dict[str, str]) -> None:
         (out / "records" / f"{key}.json").write_text(json.dumps(record, indent=1))
     seconds, shown = harness(env, *dry)
     print(shown.splitlines()[-1])
-    print(f"plan and look for what is done: {seconds:.2f} s, {seconds / PLAN_TARGET_S:.2f} of the target {PLAN_TARGET_S:g} s")
+    print(
+        f"plan and look for what is done: {seconds:.2f} s, {seconds / PLAN_TARGET_S:.2f} of the target {PLAN_TARGET_S:g} s"
+    )
 
 
 def print_workers(folder: Path, env: dict[str, str]) -> None:

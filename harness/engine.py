@@ -28,6 +28,7 @@ class Rung:
     summary: str
     changes_output: bool = False  # beyond the order of sums: another format, another cache
     needs: tuple[str, ...] = ()  # other rungs
+    replaces: tuple[str, ...] = ()  # other rungs whose work it does its own way: it and they are never both on
     # Why it cannot be on here, for a precision's name and a device; None: it can.
     problem: Callable[[str, Device], str | None] = lambda precision, device: None
 
@@ -85,6 +86,15 @@ def with_needs(engine: EngineSpec, names: Iterable[str]) -> tuple[str, ...]:
             found.add(name)
             left += known[name].needs
     return tuple(name for name in known if name in found)
+
+
+def settled(engine: EngineSpec, names: Iterable[str]) -> tuple[str, ...]:
+    """What must be in force when these rungs are asked for, in the ladder's order: with those they need, without those
+    that another of them replaces and what needs those. Raises UsageError as `with_needs`."""
+    names = list(names)
+    wanted = with_needs(engine, names)
+    gone = {name for rung in engine.rungs if rung.name in wanted for name in rung.replaces}
+    return with_needs(engine, (name for name in names if not gone.intersection(with_needs(engine, [name]))))
 
 
 def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device) -> str | None:

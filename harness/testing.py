@@ -29,6 +29,36 @@ from harness.precision import COMPUTE_MODES, NATIVE, PRECISIONS, UNSUPPORTED
 from harness.serde import to_json
 
 HEAVY = ("torch", "transformers", "numpy", "vllm", "tensorrt_llm", "sglang", "ray", "datasets", "torch_neuronx")
+# from the standard library's text, by the tokenizer of the embedded model
+TEXT = (
+    *(
+        460,
+        772,
+        375,
+        14,
+        199,
+        47,
+        1554,
+        12,
+        453,
+        460,
+        772,
+        264,
+        572,
+        937,
+        1121,
+        199,
+        8,
+        73,
+        14,
+        69,
+        14,
+        308,
+        1644,
+        1439,
+    ),
+    *(2, 352, 308, 336, 70, 13, 24, 2, 1575, 83, 373, 695, 52, 38, 13, 24, 1081, 486, 199, 199, 627, 460, 294, 77),
+)
 FACTS = (
     "engine_version",
     "precision",
@@ -49,6 +79,8 @@ class EngineConformance:
     precision = "bf16"
     input_len, output_len = 16, 8  # tokens
     score_tolerance = 0.05  # nats per token, between a sequence scored alone and in a batch
+    text_score: float | None = -2.858  # nats per token of TEXT, by transformers in FP32; None: another model's engine
+    text_tolerance = 0.3  # nats per token; a model that knows nothing gives -7.6
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -62,7 +94,8 @@ class EngineConformance:
         setup = Setup(engine=engine.name, model=model.name, path=model.path, precision=cls.precision)
         support = engine.support(cls.precision, device.detect(), None)
         parameters = {"batch_size": 3, "input_len": cls.input_len, "output_len": cls.output_len}
-        return Load(setup, (Cell(setup, "perf", parameters, support),), support.mode)
+        text = Cell(setup, "ppl", {"input_len": len(TEXT)}, support)
+        return Load(setup, (Cell(setup, "perf", parameters, support), text), support.mode)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -137,6 +170,12 @@ class EngineConformance:
         scores = [list(scores) for scores in session.score(self.prompts())]
         assert [len(values) for values in scores] == [self.input_len - 1] * 3
         assert all(math.isfinite(value) and value <= 1e-6 for values in scores for value in values)
+
+    def test_scores_are_those_of_the_models_own_weights(self, session: Session) -> None:
+        if self.text_score is None:
+            pytest.skip("the score of TEXT is of another model")
+        (scores,) = session.score([TEXT])
+        assert abs(sum(scores) / len(scores) - self.text_score) <= self.text_tolerance, "are all weights loaded?"
 
     def test_a_score_depends_on_its_own_sequence_only(self, session: Session) -> None:
         together = [list(scores) for scores in session.score(self.prompts())]

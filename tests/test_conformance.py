@@ -27,10 +27,18 @@ class Honest:
 
     def score(self, sequences):
         for sequence in sequences:
-            yield [-1.0 - token / 1000 for token in sequence[1:]]
+            yield [-2.4 - token / 1000 for token in sequence[1:]]
 
     def close(self):
         pass
+
+
+class NeverLoadedItsHead(Honest):
+    """As SGLang of a model whose head is its embeddings: every token is as likely as every other."""
+
+    def score(self, sequences):
+        for sequence in sequences:
+            yield [-7.6246] * (len(sequence) - 1)
 
 
 class WrongLabel(Honest):
@@ -115,6 +123,7 @@ SINS = {
     WallClock: "test_token_times_lie_in_order_on_the_host_clock",
     Interpolates: "test_token_times_lie_in_order_on_the_host_clock",
     ScoresTheFirst: "test_scores_are_log_probabilities_of_all_tokens_but_the_first",
+    NeverLoadedItsHead: "test_scores_are_those_of_the_models_own_weights",
     LeaksBetweenSequences: "test_a_score_depends_on_its_own_sequence_only",
     LeavesScoresBehind: "test_scores_that_are_not_waited_for_leave_nothing_behind",
 }

@@ -31,7 +31,7 @@ ROUNDS = 3
 @click.option("--dataset", help="stdlib, wikitext or file:PATH.  [stdlib]")
 @click.option("--max-batch-size", type=click.IntRange(1), help="Last batch size to try.  [256; on a CPU 16]")
 @click.option("--weights", type=click.Choice(["real", "dummy"]), default="real", show_default=True)
-@click.option("--quick", is_flag=True, help="Few short iterations, one round: on a CPU with tinymoe about two minutes.")
+@click.option("--quick", is_flag=True, help="Few short iterations, one round: on a CPU with tinymoe a few minutes.")
 @loading
 @click.option("--output", type=click.Path(path_type=Path), help="The report: .html, or .md.  [OUTPUT_DIR/report.html]")
 def analyze_all(output: Path | None, **given: Any) -> None:
@@ -54,14 +54,20 @@ def analyze_all(output: Path | None, **given: Any) -> None:
             raise
         page = options.output_dir / "report.md"  # needs nothing that may be missing
     began, code = time.monotonic(), 0
+    measured: list[Any] = []
     for name, part in PARTS.items():
         click.echo(f"\n{name}\n{'=' * len(name)}")
         try:
-            code = max(code, part(options, is_quick, most))
+            found = part(options, is_quick, most, measured)
         except UsageError as error:  # of this part; what the options say was checked by the first
-            if name == next(iter(PARTS)):
+            if not measured:
                 raise
             click.echo(f"passed over: {error}")
+            continue
+        for problem in found.problems:
+            warn(problem)
+        measured += found.records
+        code = max(code, found.exit_code)
         sys.stdout.flush()
         if code == 130:
             break
@@ -73,7 +79,7 @@ def analyze_all(output: Path | None, **given: Any) -> None:
     sys.exit(code)
 
 
-def _precisions(options: Any, is_quick: bool, most: int) -> int:
+def _precisions(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
     """Speed, accuracy, kernels and roofline of every precision at batch 1."""
     from dataclasses import replace
 
@@ -83,23 +89,24 @@ def _precisions(options: Any, is_quick: bool, most: int) -> int:
     result = perform(replace(options, profiler="torch", parameters={**options.parameters, "batch_size": (1,)}))
     print_verdict(result.records, sys.stdout)
     print_breakdown(result.records, sys.stdout)
-    return _ended(result)
+    return result
 
 
-def _batches(options: Any, is_quick: bool, most: int) -> int:
+def _batches(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
+    """Batch 1 is the record that the precisions left: measured anew, it would lose its profile."""
     from dataclasses import replace
 
     from harness.ladder.batches import sweep
 
-    found = sweep(replace(options, precisions=options.precisions[:1]), most, perform)
+    first = options.precisions[:1]
+    known = [record for record in measured if record["workload"] == "perf" and record["precision"] in first]
+    found = sweep(replace(options, precisions=first), most, perform, known)
     for line in found.lines():
         click.echo(line)
-    for problem in found.problems:
-        warn(problem)
-    return found.exit_code
+    return found
 
 
-def _ladder(options: Any, is_quick: bool, most: int) -> int:
+def _ladder(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
     from dataclasses import replace
 
     from harness.commands.ladder import QUICK_LOGITS
@@ -123,12 +130,10 @@ def _ladder(options: Any, is_quick: bool, most: int) -> int:
     climbed = climb(again, asked, perform_plan, warn)
     print_ladder(climbed.result.records, sys.stdout)
     click.echo(text(climbed.profiled.records, again.output_dir / PROFILES), nl=bool(climbed.profiled.records))
-    for problem in climbed.problems:
-        warn(problem)
-    return climbed.exit_code
+    return climbed
 
 
-def _scaling(options: Any, is_quick: bool, most: int) -> int:
+def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
     from dataclasses import replace
 
     from harness import device
@@ -153,7 +158,7 @@ def _scaling(options: Any, is_quick: bool, most: int) -> int:
         )
     )
     print_verdict(result.records, sys.stdout)
-    return _ended(result)
+    return result
 
 
 PARTS = {
@@ -167,12 +172,6 @@ LADDER, PROFILES = "ladder", "profiles"  # folders inside the output folder, of 
 
 def _folders(root: Path) -> Iterator[Path]:
     yield from (root, root / LADDER, root / LADDER / PROFILES)
-
-
-def _ended(result: Any) -> int:
-    for problem in result.problems:
-        warn(problem)
-    return result.exit_code
 
 
 def _options(given: dict[str, Any]) -> tuple[Any, bool, int]:

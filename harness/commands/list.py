@@ -131,6 +131,7 @@ def rungs(engine: str | None, precision: str, sm: int | None, as_json: bool) -> 
             "rung": rung.name,
             "changes output": "yes" if rung.changes_output else "",
             "needs": ", ".join(rung.needs),
+            "replaces": ", ".join(rung.replaces),
             "here": rung_problem(spec, with_needs(spec, [rung.name]), precision, where) or "can be on",
             "summary": rung.summary,
         }

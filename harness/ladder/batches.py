@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness.planning.plan import Options
@@ -45,12 +45,16 @@ class Batches:
         ]
 
 
-def sweep(options: Options, most: int, perform: Callable[[Options], Result]) -> Batches:
-    """Measures batch sizes 1, 2, 4, .. `most`, and stops after the load in which memory ended."""
-    records: list[Record] = []
+def sweep(options: Options, most: int, perform: Callable[[Options], Result], known: Sequence[Record] = ()) -> Batches:
+    """Measures batch sizes 1, 2, 4, .. `most`, and stops after the load in which memory ended. `known`: records of some
+    of them, which are not measured anew."""
+    records: list[Record] = [record for record in known if record["status"] in MEASURED]
+    done = {record["batch_size"] for record in records}
     problems: list[str] = []
     code = 0
     for group in groups(most):
+        if not (group := tuple(size for size in group if size not in done)):
+            continue
         result = perform(replace(options, workloads=("perf",), parameters={**options.parameters, "batch_size": group}))
         records += result.records
         problems += result.problems

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.cells import AND, NONE
+from harness.engine import EngineSpec
 from harness.ladder.steps import BASELINE, CUMULATIVE, KINDS, PRECISION, Step, steps, with_steps
 from harness.planning.plan import Options, Plan, make_plan
 from harness.planning.schedule import Policy
-from harness.recording.records import MEASURED
+from harness.recording.records import MEASURED, Record
 from harness.working.run import Result
 
 PROFILES = "profiles"  # inside the output folder: another number of iterations, so other cells
@@ -39,6 +40,10 @@ class Climbed:
     profiled: Result = field(default_factory=lambda: Result([], []))
 
     @property
+    def records(self) -> list[Record]:
+        return self.result.records
+
+    @property
     def problems(self) -> list[str]:
         return [*self.result.problems, *self.profiled.problems]
 
@@ -51,11 +56,17 @@ def climb(options: Options, asked: Asked, perform: Perform, warn: Callable[[str]
     """One engine, one model, the first precision with its whole ladder and the others at its top. Raises UsageError.
 
     A rung that turns out not to be in force would make a mismatch of every step above it. So the top is tried first, for
-    one iteration, and what is not in force there is left out, with the reason."""
-    trial = perform(*_trial(options, asked, warn))
-    if trial.was_interrupted:
-        return Climbed(trial)
-    asked = replace(asked, without={**_not_in_force(trial), **asked.without})
+    one iteration, and what is not in force there is left out, with the reason; where that had replaced others, they come
+    back, and the new top is tried, too."""
+    while True:
+        plan, short = _trial(options, asked, warn)
+        trial = perform(plan, short)
+        if trial.was_interrupted:
+            return Climbed(trial)
+        off = _not_in_force(trial)
+        asked = replace(asked, without={**off, **asked.without})
+        if not any(rung.replaces for rung in _spec(plan, options).rungs if rung.name in off):
+            break
     result = perform(*plan_of(options, asked, warn))
     if not asked.profiler or result.was_interrupted:
         return Climbed(result)
@@ -74,17 +85,16 @@ def plan_of(
     options: Options, asked: Asked, warn: Callable[[str], None], only: Sequence[str] = ()
 ) -> tuple[Plan, Options]:
     """The plan of a ladder, nothing of it started, and the options it goes with. `only`: kinds of steps."""
-    (engine,) = options.engines
     options = replace(options, rungs=(NONE,))
     base = make_plan(options, warn)
-    spec = base.ground.registry.engines[engine]
-    chosen = steps(spec, options.precisions, base.ground.device, asked.kinds, asked.without)
+    chosen = steps(_spec(base, options), options.precisions, base.ground.device, asked.kinds, asked.without)
     chosen = [step for step in chosen if not only or step.kind in only]
     return with_steps(base, _distinct(chosen), Path(options.output_dir) / LOGITS, asked.logits), options
 
 
 def _trial(options: Options, asked: Asked, warn: Callable[[str], None]) -> tuple[Plan, Options]:
-    """The top alone, one iteration of the first batch size."""
+    """The top alone, one iteration of the first batch size; and every lower step with a rung that the top lacks, as one
+    above replaced it."""
     once = {"num_iterations": (1,), "warmup_iterations": (0,), "batch_size": options.parameters["batch_size"][:1]}
     short = replace(
         options,
@@ -93,9 +103,15 @@ def _trial(options: Options, asked: Asked, warn: Callable[[str], None]) -> tuple
         output_dir=options.output_dir / TRIAL,
     )
     plan, short = plan_of(short, replace(asked, kinds=(CUMULATIVE,)), warn, (CUMULATIVE,))
-    top = plan.cells[-1].setup.rungs if plan.cells else NONE
-    plan.cells[:] = [cell for cell in plan.cells if cell.setup.rungs == top and cell.workload == "perf"]
+    cells = [cell for cell in plan.cells if cell.workload == "perf"]
+    sets = [set(cell.setup.rung_names or ()) for cell in cells]
+    plan.cells[:] = [cell for at, cell in enumerate(cells) if not any(sets[at] <= above for above in sets[at + 1 :])]
     return plan, short
+
+
+def _spec(plan: Plan, options: Options) -> EngineSpec:
+    (engine,) = options.engines
+    return plan.ground.registry.engines[engine]
 
 
 def _not_in_force(trial: Result) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a ladder's records say: a row per step and work, compared with plain eager and with the step before.
 
-Records are all it reads: which rungs a cell had is among what was requested, and the longest set of them is the top.
+Which rungs a cell had is among what was requested. In which order they come, and what replaces what, the engine says;
+where it is not here the longest set gives the order.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.cells import AND, DEFAULT, NONE
+from harness.engine import EngineSpec
 from harness.judging.compare import Comparison, compare
-from harness.ladder.steps import BASELINE, CUMULATIVE, LOGITS, OFF, PRECISION, SINGLE
+from harness.ladder.steps import BASELINE, CUMULATIVE, LOGITS, OFF, PRECISION, SINGLE, one_on_another
 from harness.recording.conditions import OF_RUNGS
 from harness.recording.records import MEASURED, Record
 
@@ -40,6 +42,12 @@ class Row:
         new = {self.added} if self.kind == CUMULATIVE else set(self.rungs.split(AND))
         return self.kind == PRECISION or self.kind != DEFAULT and bool(changing(self.perf["engine"]) & new)
 
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Rungs that are off from here on up, as what is new in it does their work; a rung that replaces none has none."""
+        spec = _spec(self.perf["engine"]) if self.kind == CUMULATIVE else None
+        return next((rung.replaces for rung in (spec.rungs if spec else ()) if rung.name == self.added), ())
+
     def divergence(self, phase: str) -> float | None:
         """Mean KL of prefill's or decode's logits beside plain eager's, in nats per token."""
         found = ((self.kl or {}).get("kl") or {}).get(phase)
@@ -55,6 +63,7 @@ class Row:
             "rungs": self.rungs,
             "reason": why(self.perf),
             "changes_output": self.changes_output,
+            "replaces": list(self.replaces),
             **{name: middle(self.perf, name) for name in SPEED},
             **{
                 name: self.perf.get(name)
@@ -138,9 +147,7 @@ def why(record: Record) -> str:
 
 def changing(engine: str) -> set[str]:
     """Rungs of an engine that change the output; none where the engine is not here."""
-    from harness.plugins import discover
-
-    spec = discover().engines.get(engine)
+    spec = _spec(engine)
     return {rung.name for rung in spec.rungs if rung.changes_output} if spec else set()
 
 
@@ -149,10 +156,8 @@ def _rows(perf: Sequence[Record], group: Sequence[Record]) -> list[Row]:
     first = eager[0]["precision"] if eager else perf[0]["precision"]
     names = [_rungs(r).split(AND) for r in perf if r["precision"] == first and r["status"] != "skipped"]
     names = [one for one in names if one not in ([NONE], [DEFAULT])]
-    top = max(names, key=len, default=[])
-    if set(top) != {name for one in names for name in one}:  # rungs one by one, and no ladder
-        top = []
-    marked = sorted(((*_kind(record, first, top), record) for record in perf), key=lambda one: _order(*one, top))
+    order, climbed = _ladder_of(perf[0]["engine"], names)
+    marked = sorted(((*_kind(record, first, climbed), record) for record in perf), key=lambda one: _order(*one, order))
     base = next((r for r in eager if r["precision"] == first and r["status"] in MEASURED), None)
     beside = {
         name: {(r["precision"], _rungs(r)): r for r in group if r["workload"] == name} for name in ("ppl", LOGITS)
@@ -172,7 +177,22 @@ def _rows(perf: Sequence[Record], group: Sequence[Record]) -> list[Row]:
     return sorted(rows, key=lambda row: ORDER.index(row.kind))  # stable: inside a kind as they were
 
 
-def _kind(record: Record, first: str, top: Sequence[str]) -> tuple[str, str]:
+def _ladder_of(engine: str, found: Sequence[Sequence[str]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The rungs of these sets in the ladder's order, and the sets that have been put one on another: none where cells
+    had rungs one by one only."""
+    every = {name for one in found for name in one}
+    spec = _spec(engine)
+    order = [rung.name for rung in spec.rungs if rung.name in every] if spec else []
+    if set(order) == every:
+        climbed = one_on_another(spec, order)
+    else:  # the engine is not here, or another version of it
+        order = list(max(found, key=len))
+        climbed = [tuple(order[:at]) for at in range(1, len(order) + 1)]
+    is_ladder = set(order) == every and climbed and set(climbed[-1]) in map(set, found)
+    return order, climbed if is_ladder else []
+
+
+def _kind(record: Record, first: str, climbed: Sequence[Sequence[str]]) -> tuple[str, str]:
     """Its place in the ladder, and what it adds."""
     names = _rungs(record).split(AND)
     if record["status"] == "skipped":
@@ -181,12 +201,18 @@ def _kind(record: Record, first: str, top: Sequence[str]) -> tuple[str, str]:
         return PRECISION, record["precision"]
     if names in ([NONE], [DEFAULT]):
         return (BASELINE if names == [NONE] else DEFAULT), names[0]
-    return (CUMULATIVE if names == list(top[: len(names)]) else SINGLE), names[-1]
+    step = next((one for one in climbed if set(one) == set(names)), None)
+    return (CUMULATIVE, step[-1]) if step else (SINGLE, names[-1])
 
 
-def _order(kind: str, added: str, record: Record, top: Sequence[str]) -> tuple[int, int, int]:
-    place = list(top).index(added) if added in top else len(top)
-    return ORDER.index(kind), _rungs(record).count(AND) if kind == CUMULATIVE else place, place
+def _order(kind: str, added: str, record: Record, order: Sequence[str]) -> tuple[int, int]:
+    return ORDER.index(kind), order.index(added) if added in order else len(order)
+
+
+def _spec(engine: str) -> EngineSpec | None:
+    from harness.plugins import discover
+
+    return discover().engines.get(engine)
 
 
 def _rungs(record: Record) -> str:

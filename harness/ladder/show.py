@@ -44,6 +44,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines += [f"noise in the intervals: {noise}"] if noise else []
     if any(row.changes_output for row in rows if row.kind != OFF):
         lines.append("*: changes the output beyond the order of sums, and so of every step above it")
+    lines += (f"{r.added} replaces {', '.join(r.replaces)}: off from there on up" for r in rows if r.replaces)
     lines += _silent(rows)
     lines += _once(f"not compared, {title(row)}: {_refusal(row)}" for row in rows if _refusal(row))
     lines += _once(

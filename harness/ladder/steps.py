@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.accuracy.baseline import vocabulary_size
 from harness.cells import AND, DEFAULT, NONE, Cell, Setup
 from harness.device import Device
-from harness.engine import EngineSpec, rung_problem, with_needs
+from harness.engine import EngineSpec, rung_problem, settled, with_needs
 from harness.errors import UsageError
 from harness.names import check_known
 from harness.planning.plan import Plan, make_cell
@@ -35,9 +35,10 @@ def steps(
     engine: EngineSpec, precisions: Sequence[str], device: Device, kinds: Iterable[str], without: Mapping[str, str]
 ) -> list[Step]:
     """Plain eager; every rung that can be on here, one on another; what the engine does by default; each rung alone with
-    what it needs; the top at each further precision; and last, as OFF, what cannot be on. `without`: rungs left out,
-    with all that need them, and why; with the reason "" they are not mentioned. Raises UsageError for names nobody
-    knows, and for an engine without rungs."""
+    what it needs; the top at each further precision; and last, as OFF, what cannot be on. A rung that replaces others
+    takes their place, and those of them that come after it are not put on top of it. `without`: rungs left out, with
+    all that need them, and why; with the reason "" they are not mentioned. Raises UsageError for names nobody knows,
+    and for an engine without rungs."""
     if not engine.rungs:
         raise UsageError(f"{engine.name} has no rungs; harness list rungs shows the engines that have")
     for name in without:
@@ -47,17 +48,24 @@ def steps(
     names = [name for name, why in off.items() if why is None]
     found = [Step(BASELINE, NONE, NONE, first)]
     if CUMULATIVE in kinds:
-        found += [Step(CUMULATIVE, name, AND.join(names[: at + 1]), first) for at, name in enumerate(names)]
+        found += [Step(CUMULATIVE, on[-1], AND.join(on), first) for on in one_on_another(engine, names)]
     found.append(Step(DEFAULT, DEFAULT, DEFAULT, first))
     if SINGLE in kinds:
         found += [Step(SINGLE, name, AND.join(with_needs(engine, [name])), first) for name in names]
     for precision in more:
         can = [r.name for r in engine.rungs if _problem(engine, r.name, precision, device, without) is None]
-        found.append(Step(PRECISION, precision, AND.join(can) or NONE, precision))
+        found.append(Step(PRECISION, precision, AND.join(settled(engine, can)) or NONE, precision))
     return [
         *found,
         *(Step(OFF, name, AND.join(with_needs(engine, [name])), first, why) for name, why in off.items() if why),
     ]
+
+
+def one_on_another(engine: EngineSpec, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The sets of rungs that come of putting these on in turn, what is new in each at its end. `names`: in the ladder's
+    order, with all they need."""
+    found = [settled(engine, names[: at + 1]) for at in range(len(names))]
+    return [on for on, name in zip(found, names) if name in on]
 
 
 def with_steps(base: Plan, chosen: Sequence[Step], reference: Path, sizes: Mapping[str, int]) -> Plan:

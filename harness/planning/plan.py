@@ -16,7 +16,7 @@ from harness import device, plugins
 from harness import precision as modes
 from harness.cells import AND, DEFAULT, NONE, Cell, Load, Setup
 from harness.device import Device
-from harness.engine import EngineSpec, rung_problem, support_of, with_needs
+from harness.engine import EngineSpec, rung_problem, settled, support_of
 from harness.errors import UsageError
 from harness.model import models
 from harness.names import check_known
@@ -152,8 +152,8 @@ def make_cell(
     given: Mapping[str, Any],
     model_defaults: Mapping[str, Mapping[str, Any]],
 ) -> Cell:
-    """`given` holds what the user said; a parameter not said takes the model's default, then the workload's. Rungs get
-    those they need and the engine's order. Raises UsageError for a rung that the engine has not."""
+    """`given` holds what the user said; a parameter not said takes the model's default, then the workload's. Rungs are
+    settled. Raises UsageError for a rung that the engine has not."""
     engine = ground.registry.engines[setup.engine]
     setup = setup if setup.rungs == DEFAULT else replace(setup, rungs=settled_rungs(engine, setup.rungs))
     support = support_of(engine, setup.precision, ground.device, ground.version(setup.engine), setup.rungs)
@@ -164,10 +164,11 @@ def make_cell(
 
 
 def settled_rungs(engine: EngineSpec, said: str) -> str:
-    """One word for one set of rungs, whatever their order was and whether what they need was said. Raises UsageError."""
+    """One word for one set of rungs, whatever their order was: with what they need, without what one of them replaces.
+    Raises UsageError."""
     if said in (DEFAULT, NONE) or not engine.rungs:
         return said
-    return AND.join(with_needs(engine, (name.strip() for name in said.split(AND))))
+    return AND.join(settled(engine, (name.strip() for name in said.split(AND))))
 
 
 def find_profiler(

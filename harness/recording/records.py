@@ -103,7 +103,7 @@ def _wrong_rungs(asked: tuple[str, ...] | None, facts: dict[str, Any]) -> list[s
     found, off = facts.get("rungs_in_force"), facts.get("rungs_off") or {}
     if not isinstance(found, dict):
         return ["which rungs are in force the engine did not say"]
-    missing = [name for name in asked if name not in found and "replaced by" not in off.get(name, "")]
+    missing = [name for name in asked if name not in found]
     return [
         *(f"rung {name} is not in force: {off.get(name) or 'the engine did not say why'}" for name in missing),
         *(f"rung {name} is in force and was not asked for" for name in found if name not in asked),

@@ -78,7 +78,9 @@ def _view(values: Sequence[dict[str, Any]]) -> charts.View:
     x = charts.axis("tp", "tensor parallel ranks (tp)", log=True, axis={"values": ticks, "format": "d", "grid": False})
     x["scale"] |= {"base": 2, "padding": 16}
     y = charts.axis("speed", "output tokens/s", log=True)
-    tips = charts.tooltip(name="configuration", tp="tp", said="output", efficiency="efficiency", communication="communication")
+    tips = charts.tooltip(
+        name="configuration", tp="tp", said="output", efficiency="efficiency", communication="communication"
+    )
     colour, detail = charts.colour(values), [{"field": "engine"}, {"field": "series"}]
     shape = charts.shape(values)
     ideal = {"x": x, "y": {**y, "field": "ideal"}, "color": colour, "detail": detail}

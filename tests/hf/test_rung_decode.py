@@ -166,7 +166,7 @@ def test_a_prompt_that_fits_one_piece_was_not_cut_and_the_record_says_so():
 def test_what_cannot_be_on_says_why_and_takes_with_it_what_needs_it():
     off = asked("grouped_experts+static_cache+cuda_graphs+tf32+fp8", "bf16", CPU).off
     assert off["cuda_graphs"] == "needs an NVIDIA GPU" and "SM 80" in off["tf32"] and "no FP8 products" in off["fp8"]
-    assert asked("cuda_graphs", "bf16", H200).off["cuda_graphs"] == "needs static_cache, grouped_experts"
+    assert asked("cuda_graphs", "bf16", H200).off["cuda_graphs"] == "needs sdpa, static_cache, grouped_experts"
     assert "reference" in asked("tf32", "fp32", H200).off["tf32"]
     assert "128 x 128" in asked("grouped_experts+fp8", "fp8_block", H200).off["fp8"]
     with pytest.raises(LoadFailed, match="no rung turbo; it has tf32, numa"):
@@ -179,9 +179,17 @@ def test_the_default_of_a_gpu_is_compiled_graphs_over_a_static_cache_and_fp8_sta
     assert asked("default", "fp32", H200).on == {"sdpa", "grouped_experts", "static_cache"}
 
 
+def test_a_fused_step_and_what_it_replaces_are_never_both_on_whatever_a_load_asks_for():
+    found = asked("sdpa+grouped_experts+static_cache+compile+cuda_graphs+by_layer+fused_step+ngram", "bf16", H200)
+    assert found.on == {"sdpa", "grouped_experts", "static_cache", "cuda_graphs", "fused_step"}
+    assert found.off["ngram"] == "fused_step does its work"
+
+
 def test_every_rung_has_a_reading_and_what_it_needs_comes_before_it():
     assert set(proofs.READ) == set(NAMES)
     assert all(NAMES.index(need) < NAMES.index(rung.name) for rung in LADDER for need in rung.needs)
+    assert all(not set(rung.replaces) & {rung.name, *rung.needs} for rung in LADDER)
+    assert {name for rung in LADDER for name in rung.replaces} <= set(NAMES)
 
 
 def test_the_cores_beside_a_gpu_are_those_of_its_node(tmp_path):

@@ -1,14 +1,18 @@
 """What a ladder's records come to: rows in order, ratios to plain eager and to the step before, and where memory ends."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from scripted import scaled
 
+from harness.engine import Rung
 from harness.ladder.batches import groups, sweep
+from harness.ladder.climb import Asked, climb
 from harness.ladder.rows import ladders
-from harness.ladder.show import print_ladder
-from harness.planning.plan import Options
+from harness.ladder.show import notes, print_ladder
+from harness.planning.plan import Options, Plan
+from harness.plugins import discover
 from harness.working.run import Result
 
 TIMES = {"none": 1.0, "a": 0.5, "a+b": 0.25, "b": 0.6, "default": 0.4}
@@ -111,3 +115,44 @@ def test_batches_stop_where_memory_ends_and_the_best_points_are_told():
     assert best_latency.startswith("best latency: batch 1:")
     assert best_throughput.startswith("best throughput: batch 32:")
     assert end == "out of memory at batch 64: 81 GiB"
+    asked.clear()
+    known = scaled(0.5, batch_size=1)
+    assert sweep(Options(), 4, perform, [known, {**known, "status": "skipped", "batch_size": 2}]).records[0] is known
+    assert asked == [(2, 4)]
+
+
+def test_a_rung_that_replaces_others_is_a_step_up_though_its_set_is_smaller(monkeypatch):
+    rungs = (Rung("a", ""), Rung("b", "", needs=("a",)), Rung("c", "", replaces=("b", "d")), Rung("d", ""))
+    engine = record("none", 1.0)["engine"]
+    monkeypatch.setitem(discover().engines, engine, replace(discover().engines["hf"], rungs=rungs))
+    times = {"none": 1.0, "a": 0.5, "a+b": 0.25, "a+c": 0.2, "c": 0.4, "d": 0.7, "default": 0.4}
+    (rows,) = ladders([record(name, factor) for name, factor in times.items()][::-1])
+    assert told(rows) == [
+        ("baseline", "none"),
+        *[("cumulative", "a"), ("cumulative", "b"), ("cumulative", "c")],
+        ("default", "default"),
+        *[("single", "a"), ("single", "c"), ("single", "d")],
+    ]
+    assert rows[3].to_json()["step_speedup"]["latency_ms"]["times"] == pytest.approx(1.25)
+    assert "c replaces b, d: off from there on up" in notes(rows)
+
+
+def test_a_rung_that_replaces_others_and_is_not_in_force_lets_them_be_tried_again(tmp_path, monkeypatch):
+    """What the engine says is made up; plans, records and the climb are real."""
+    rungs = (Rung("a", ""), Rung("b", ""), Rung("c", "", replaces=("b", "d")), Rung("d", ""))
+    monkeypatch.setitem(discover().engines, "hf", replace(discover().engines["hf"], rungs=rungs))
+    asked = []
+
+    def perform(plan: Plan, options: Options) -> Result:
+        sets = [cell.setup.rungs for cell in plan.cells if cell.workload == "perf"]
+        asked.append(sets)
+        on = [{name: "seen" for name in one.split("+") if name not in ("c", "d")} for one in sets]
+        off = {"c": "another architecture", "d": "too short"}
+        return Result(
+            [{**record(s, 1.0), "effective": {"rungs_in_force": f, "rungs_off": off}} for s, f in zip(sets, on)], []
+        )
+
+    options = Options(output_dir=tmp_path, precisions=("bf16",), workloads=("perf",), parameters={"batch_size": (1,)})
+    climb(options, Asked(kinds=("cumulative",)), perform, print)
+    assert asked[:2] == [["a+b", "a+c"], ["a+b+d"]]
+    assert asked[2] == ["none", "a", "a+b", "default", "c", "d"]

@@ -8,10 +8,11 @@ from scripted import FACTS, GPU, scaled
 
 from harness.cells import Cell, Setup
 from harness.device import Device
-from harness.engine import EngineSpec, Rung, rung_problem, with_needs
+from harness.engine import EngineSpec, Rung, rung_problem, settled, with_needs
 from harness.errors import UsageError
 from harness.judging.compare import compare
 from harness.ladder.rows import across_rungs
+from harness.ladder.steps import steps
 from harness.launcher import Outcome
 from harness.planning.plan import settled_rungs
 from harness.precision import Support
@@ -39,6 +40,18 @@ ENGINE = EngineSpec(
 )
 
 
+REPLACING = replace(
+    ENGINE,
+    rungs=(
+        Rung("cache", "static KV cache"),
+        Rung("graphs", "replayed", needs=("cache",)),
+        Rung("own", "a step of its own", replaces=("graphs", "late")),
+        Rung("later", "on graphs", needs=("graphs",)),
+        Rung("late", "a cache of its own"),
+    ),
+)
+
+
 def with_rungs(record: dict, rungs: str) -> dict:
     return {
         **record,
@@ -56,6 +69,23 @@ def test_a_set_of_rungs_has_one_name_whatever_was_said():
     assert settled_rungs(ENGINE, "graphs") == settled_rungs(ENGINE, "graphs+cache") == "cache+graphs"
     assert (settled_rungs(ENGINE, "none"), settled_rungs(ENGINE, "default")) == ("none", "default")
     assert with_needs(ENGINE, ["graphs"]) == ("cache", "graphs")
+
+
+def test_what_another_rung_replaces_is_not_asked_for_and_takes_with_it_what_needs_it_and_what_only_it_needs():
+    assert settled(REPLACING, ["later", "own"]) == settled(REPLACING, ["own", "graphs"]) == ("own",)
+    assert settled(REPLACING, ["cache", "graphs", "own"]) == ("cache", "own")
+    assert settled(REPLACING, ["graphs", "later"]) == ("cache", "graphs", "later")
+    assert settled_rungs(REPLACING, "own+late+graphs+cache") == "cache+own"
+
+
+def test_a_ladder_drops_what_a_rung_replaces_and_puts_nothing_of_it_on_top():
+    found = steps(REPLACING, ("bf16", "fp8"), GPU, ("cumulative", "single"), {})
+    assert [step.rungs for step in found if step.kind == "cumulative"] == ["cache", "cache+graphs", "cache+own"]
+    assert [step.added for step in found if step.kind == "cumulative"] == ["cache", "graphs", "own"]
+    assert [step.rungs for step in found if step.kind == "single"][-2:] == ["cache+graphs+later", "late"]
+    assert [step.rungs for step in found if step.kind == "precision"] == ["cache+own"]
+    without = steps(REPLACING, ("bf16",), GPU, ("cumulative",), {"own": ""})
+    assert [step.rungs for step in without if step.kind == "cumulative"][-1] == "cache+graphs+later+late"
 
 
 def test_a_rung_nobody_knows_is_refused_with_the_nearest_name():
@@ -87,6 +117,11 @@ def test_the_default_has_the_key_and_configuration_it_had_before_there_were_rung
         ("none", {"rungs_in_force": {"cache": "its class"}}, "rung cache is in force and was not asked for"),
         ("cache", {"rungs_in_force": {}, "rungs_off": {"cache": "too long"}}, "rung cache is not in force: too long"),
         ("cache", {"rungs_in_force": {}}, "rung cache is not in force: the engine did not say why"),
+        (
+            "cache",
+            {"rungs_in_force": {}, "rungs_off": {"cache": "replaced by another"}},
+            "rung cache is not in force: replaced by another",
+        ),
     ],
 )
 def test_what_was_asked_for_and_is_not_in_force_makes_a_mismatch(rungs, facts, reason):

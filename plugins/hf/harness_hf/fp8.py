@@ -16,6 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness import LoadFailed
 from harness_hf.emulate import EXPERT_WEIGHTS, every_experts, every_linear
+from harness_hf.grouped import by_expert, combined
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
@@ -107,19 +108,12 @@ def experts_forward(
     product: Product = scaled_grouped,
 ) -> torch.Tensor:
     """As transformers' grouped_mm_experts_forward; tokens are quantised before they are repeated for their experts."""
-    per_token = chosen_TK.shape[-1]
-    expert_S, order_S = torch.sort(chosen_TK.reshape(-1))
-    bins = expert_S.int() if expert_S.is_cuda else expert_S.float()
-    ends_E = torch.histc(bins, bins=self.num_experts, min=0, max=self.num_experts - 1).cumsum(0, dtype=torch.int32)
+    order_S, ends_E = by_expert(chosen_TK, self.num_experts)
     quantise = quantiser(hidden_TH.is_cuda)
     small_TH, scale = quantise(hidden_TH)
-    rows_SH = small_TH.view(torch.uint8)[order_S // per_token].view(E4M3)
+    rows_SH = small_TH.view(torch.uint8)[order_S // chosen_TK.shape[1]].view(E4M3)
     up_SF = self._apply_gate(product(rows_SH, scale, self.gate_up_proj, self.gate_up_proj_scale, ends_E))
-    down_SH = product(*quantise(up_SF), self.down_proj, self.down_proj_scale, ends_E)
-    weighted_SH = down_SH * weight_TK.reshape(-1)[order_S, None]
-    back_S = torch.empty_like(order_S)
-    back_S[order_S] = torch.arange(len(order_S), device=order_S.device)
-    return weighted_SH[back_S].view(-1, per_token, weighted_SH.shape[-1]).sum(1).to(hidden_TH.dtype)
+    return combined(product(*quantise(up_SF), self.down_proj, self.down_proj_scale, ends_E), weight_TK, order_S)
 
 
 def quantiser(on_gpu: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:

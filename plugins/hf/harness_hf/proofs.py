@@ -41,8 +41,8 @@ Proof = tuple[bool, str]  # in force or not, and how that is known
 
 
 def proven(live: Live, asked: Asked) -> tuple[dict[str, str], dict[str, str]]:
-    """Rungs in force with how it was proven, and the others with why they are off. A rung whose reading needs no asking
-    (attention, experts) is read in any case."""
+    """Rungs in force with how it was proven, in the same words in every round of a cell, so no counts; and the others
+    with why they are off. A rung whose reading needs no asking (attention, experts) is read in any case."""
     in_force, off = {}, {}
     for rung in LADDER:
         if rung.name in asked.on or rung.name in ("sdpa", "grouped_experts"):
@@ -177,7 +177,7 @@ def _fused_step(live: Live) -> Proof:
     replays = getattr(live.decoder, "replays", None)
     if replays is None or type(live.decoder).__name__ != "FusedDecoder":
         return False, f"steps are taken by {type(live.decoder).__name__}"
-    return (True, f"the step's graph was replayed {replays} times") if replays else (True, IDLE)
+    return True, "the step's graph was replayed" if replays else IDLE
 
 
 def _fp8(live: Live) -> Proof:

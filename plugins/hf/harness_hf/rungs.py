@@ -52,7 +52,7 @@ def _compile(precision: str, device: Device) -> str | None:
 
 
 def _fused_step(precision: str, device: Device) -> str | None:
-    return "its kernels are for BF16" if precision != "bf16" else _on_a_gpu(precision, device)
+    return _on_a_gpu(precision, device) if precision in ("bf16", "fp8") else "its kernels are for BF16 and FP8"
 
 
 def _fp8(precision: str, device: Device) -> str | None:
@@ -73,7 +73,9 @@ LADDER = (
     Rung("grouped_experts", "one grouped product for all experts in place of a loop over them", problem=_anywhere),
     Rung("static_cache", "keys and values in one allocation that never moves", problem=_anywhere),
     Rung("compile", "torch.compile of the decode step", needs=_GRAPH, problem=_compile),
-    Rung("cuda_graphs", "the decode step replayed as a CUDA graph", needs=_GRAPH, problem=_graphs),
+    Rung(  # the mask of eager attention is made of a number that comes from the host, which no graph can hold
+        "cuda_graphs", "the decode step replayed as a CUDA graph", needs=("sdpa", *_GRAPH), problem=_graphs
+    ),
     Rung(
         "by_layer",
         "one layer compiled for all of them and the step in one graph: compiles sooner, launches less",
@@ -88,13 +90,18 @@ LADDER = (
         needs=("grouped_experts",),
         problem=_compile,
     ),
-    Rung("fused_step", "the decode step in kernels of our own", problem=_fused_step),
     Rung(
         "fp8",
         "products on FP8 tensor cores; without it FP8 is emulated",
         changes_output=True,
         needs=("grouped_experts",),
         problem=_fp8,
+    ),
+    Rung(
+        "fused_step",
+        "the decode step in kernels of our own, over a cache of their own",
+        replaces=("compile", "ngram", "fp8_kv", "chunked_prefill", "prefix_cache"),
+        problem=_fused_step,
     ),
     Rung(
         "fp8_kv",
@@ -142,9 +149,11 @@ def asked(text: str, precision: str, device: Device) -> Asked:
         missing = [need for need in rung.needs if need not in names]
         if why := rung.problem(precision, device) or (f"needs {', '.join(missing)}" if missing else None):
             found = found.without(rung.name, why)
-    if "fused_step" in found.on:
-        for name in ("compile", "ngram", "fp8_kv", "chunked_prefill", "prefix_cache"):
-            found = found.without(name, "replaced by fused_step, which has a step and a cache of its own")
+    if precision == "fp8" and "fp8" not in found.on:
+        found = found.without("fused_step", "needs fp8: its kernels read weights that are FP8, not emulated")
+    for rung in LADDER:  # a plan never asks for both
+        for name in rung.replaces if rung.name in found.on else ():
+            found = found.without(name, f"{rung.name} does its work")
     return found
 
 

@@ -63,8 +63,9 @@ class HfSession:
         self._max_sequence = load.max_sequence
         few, every = _threads(self._model)
         self._threads = {"generate": few, "score": few if self._converted else every}
-        layers = CompiledLayers(self._model) if "by_layer" in self._rungs.on else None
-        self._decoder = decoder_of(self._model, load.max_sequence, self._rungs.on, layers)
+        layers = CompiledLayers(self._model) if self._rungs.on & {"by_layer", "compiled_scoring"} else None
+        by_layer = layers if "by_layer" in self._rungs.on else None
+        self._decoder = decoder_of(self._model, load.max_sequence, self._rungs.on, by_layer)
         self._scorer = CompiledBody(layers) if "compiled_scoring" in self._rungs.on else Eager()
         self._compared: set[tuple[int, ...]] = set()  # shapes in which speculative decoding was held against plain
         self._unequal: str | None = None
@@ -242,6 +243,7 @@ def _prepared(load: Load) -> tuple[rungs.Asked, frozenset[int] | None]:
     asked = rungs.asked(setup.rungs, setup.precision, here)
     if setup.quantize == "linear" and setup.precision not in provenance.PLAIN:
         asked = asked.without("fused_projections", "--quantize linear converts each layer by itself")
+        asked = asked.without("fused_step", "--quantize linear: its attention layers are BF16")
     if asked.on & {"compile", "compiled_scoring", "fp8"}:
         machine.keep_compiled_code()
     if "tf32" in asked.on:

@@ -46,6 +46,7 @@ def facts(
         "clock": CLOCK,
         "engine_ttft_ms": engine_ttft_ms,
         "arguments_left_out": list(left_out),
+        "remarks": list(looks[0]["remarks"]),
         "environment": dict(environment),
     }
     unknown = f"not found in SGLang {sglang.__version__}"

@@ -60,25 +60,25 @@ def run_experts(
     of hidden and, raised here from zero, of act."""
     (tokens, width), top = hidden_AH.shape, ids_AK.shape[1]
     experts, inner = up.weight_EOI.shape[0], up.weight_EOI.shape[1] // 2
-    tile_t = 1 if tokens == 1 else 16
-    groups = top if tokens == 1 else experts
+    is_one = tokens == 1
+    tile_t = 1 if is_one and up.scaling != BLOCK else 16
     tile_p = triton.next_power_of_2(tokens * top)
     hidden_amax, act_amax = (None, None) if amax_2 is None else (amax_2[0:1], amax_2[1:2])
-    _up[(groups, inner // (tile := _rows(inner, tile_t)))](
+    _up[(top if is_one else experts, inner // (tile := _rows(up, inner, tile_t)))](
         hidden_AH, ids_AK, up.weight_EOI, up.bias_EO, up.scale, act_PI, hidden_amax, act_amax, tokens * top,
         gate.alpha, gate.limit or 0.0, width, inner, top, *_strides(up), gate.is_interleaved, gate.limit is not None,
-        up.bias_EO is not None, up.scaling, tile_p, tile_t, tile, _sum_tile(up, width, tile_t),
-        num_warps=4, num_stages=3,
+        up.bias_EO is not None, up.scaling, is_one, tile_p, tile_t, tile, _sum_tile(up, width, tile_t),
+        num_warps=_warps(up, tile_t), num_stages=3,
     )  # fmt: skip
-    if tokens == 1:
+    if is_one:
         tile = 8 if width % 8 == 0 else 1
         _down_one[(width // tile,)](
             act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, x_AH, out_AH, act_amax,
             inner, width, top, *_strides(down), down.bias_EO is not None, down.scaling, tile, _sum_tile(down, inner, 1),
-            num_warps=4,
+            num_warps=_warps(down, 1),
         )  # fmt: skip
         return out_AH
-    tile = 2 * _rows(width // 2, tile_t)
+    tile = 2 * _rows(down, width // 2, tile_t)
     _down[(experts, width // tile)](
         act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, parts_PH, act_amax, tokens * top,
         inner, width, *_strides(down), down.bias_EO is not None, down.scaling, tile_p, tile_t, tile,
@@ -88,15 +88,21 @@ def run_experts(
     return out_AH
 
 
-def _rows(inner: int, tile_t: int) -> int:
-    """Rows of gate, and as many of up: 32 in all stream well with one token, 64 fill a product with more."""
-    return min(inner & -inner, 16 if tile_t == 1 else 32)
+def _rows(matrices: Matrices, inner: int, tile_t: int) -> int:
+    """Rows of gate, and as many of up: 32 in all stream well with one token, 64 fill a product with more. E4M3 has half
+    the bytes; its sizes, here and below, are those measured fastest on an H200."""
+    plain, small = (16, 8) if tile_t == 1 else (32, 64)
+    return min(inner & -inner, small if matrices.scaling == TENSOR else plain)
 
 
 def _sum_tile(matrices: Matrices, width: int, tile_t: int) -> int:
     if matrices.scaling == BLOCK:
         return BLOCK_SIZE
-    return sum_tile(width, 256 if tile_t == 1 else 128)
+    return sum_tile(width, (512 if matrices.scaling == TENSOR else 256) if tile_t == 1 else 128)
+
+
+def _warps(matrices: Matrices, tile_t: int) -> int:
+    return 2 if tile_t == 1 and matrices.scaling == TENSOR else 4
 
 
 def _strides(matrices: Matrices) -> tuple[int, int, int]:
@@ -152,14 +158,15 @@ def _up(
     WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
     INTERLEAVED: tl.constexpr, CLAMPED: tl.constexpr, HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
-    TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    if TILE_T == 1:
+    """Program: a tile of outputs of one of the token's experts, or, with more tokens, of one of all experts."""
+    if IS_ONE:
         slot = tl.program_id(0)
         expert = tl.load(ids_ptr + slot)
-        pair_T = slot + tl.arange(0, TILE_T)
+        t = tl.arange(0, TILE_T)
         _gate_up(
-            hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, pair_T, pair_T >= 0,
+            hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, slot + t, t < 1,
             alpha, limit, WIDTH, INNER, TOP, STRIDE_E, STRIDE_O, STRIDE_I, INTERLEAVED, CLAMPED, HAS_BIAS, SCALING,
             TILE_T, TILE_O, TILE_I,
         )  # fmt: skip

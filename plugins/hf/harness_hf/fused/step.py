@@ -160,7 +160,7 @@ class Step:
         self._router_AE = made(batch_size, experts, dtype=exact)
         self._ids_AK, self._shares_AK = made(batch_size, top, dtype=index), made(batch_size, top, dtype=exact)
         self._act_PI = made(batch_size * top, first.down.weight_EOI.shape[2])
-        self._parts_PH = made(batch_size * top if batch_size > 1 else 1, width, dtype=exact)
+        self._parts_PH = made(batch_size * top, width, dtype=exact)
         self._amax_L2 = made(len(weights.layers), 2, dtype=exact)
         tiles = triton.cdiv(vocabulary, out_tile(vocabulary, token_tile(batch_size)))
         self._best = (made(batch_size, tiles, dtype=exact), made(batch_size, tiles, dtype=index))

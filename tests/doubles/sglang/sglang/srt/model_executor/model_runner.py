@@ -82,6 +82,9 @@ class ModelRunner:
             self.model = AutoModelForCausalLM.from_pretrained(
                 server_args.model_path, config=config, dtype=dtype, use_safetensors=True
             ).eval()
+        if config.tie_word_embeddings:  # as SGLang's Qwen3-MoE: a head of its own, which no tensor of the file is for
+            self.model.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+            torch.nn.init.zeros_(self.model.lm_head.weight)
         if server_args.quantization == "fp8":
             self._convert()
         elif server_args.quantization is not None or getattr(config, "quantization_config", None):
