@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -15,10 +16,20 @@ from pathlib import Path
 
 import pytest
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Threads of two processes that wait for each other on the same cores wait in loops, and take the time they wait.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 
 def pytest_collection_modifyitems(items) -> None:
     """The slowest first, so that no process is left alone with them at the end."""
     items.sort(key=lambda item: "with_vllm" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: else every `gc.collect` before a measurement goes through all of PyTorch."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

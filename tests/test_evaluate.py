@@ -59,12 +59,14 @@ def test_generate_prints_each_prompt_with_its_continuation(harness, tmp_path):
     found = json.loads(done.stdout)
     assert [text["prompt"] for text in found["generated"]] == ["Return the", "Raise ValueError"]
     assert all(1 <= len(text["token_ids"]) <= 12 and text["text"] for text in found["generated"])
-    drawn = [
-        harness("generate", "--prompt", "Return the", "--num-tokens", 12, "--seed", seed).stdout for seed in (1, 1, 2)
-    ]
-    assert drawn[0].startswith("Return the ") and "[12 tokens, ended by length]" in drawn[0]
-    assert drawn[0] == drawn[1] != drawn[2]
     assert found["generated"][0]["text"].split()[0] not in ("", None)
+
+
+def test_a_seed_draws_the_same_text_again_and_another_does_not(harness):
+    asked = ["generate", *["--prompt", "Return the"] * 2, "--num-tokens", 12, "--seed"]
+    printed = [harness(*asked, seed).stdout.split("[12 tokens, ended by length]") for seed in (1, 2)]
+    (first, again, _), (other, *_) = ([text.strip() for text in texts] for texts in printed)
+    assert first.startswith("Return the ") and first == again != other
 
 
 def test_one_prompt_is_checked_timed_and_scored(harness, baseline, tmp_path):
@@ -98,8 +100,8 @@ def test_failed_accuracy_scores_nothing_and_says_why(harness, baseline, tmp_path
     ] == ["0.0"]
 
 
-def test_without_a_kernel_ratio_there_is_no_score_but_its_other_factors(harness):
-    done = harness("evaluate", "--prompt", PROMPT, *FEW)
+def test_without_a_kernel_ratio_there_is_no_score_but_its_other_factors(harness, baseline):
+    done = harness("evaluate", "--prompt", PROMPT, *FEW, *baseline)
     assert done.returncode == 0
     assert done.stdout.startswith("score not known; without the kernel ratio ")
 
@@ -123,7 +125,8 @@ def test_all_prompts_are_scored_against_their_own_bases(harness, tmp_path):
         "benchmark_report_0.json",
         "benchmark_report_1.json",
     }
-    again = harness(*all_of)
+    (made,) = (tmp_path / "benchmark_results/baselines").iterdir()
+    again = harness(*all_of, "--baseline", made)
     assert "total score of 2 prompts: " in again.stdout and len(rows(tmp_path, "us")) == 4
 
 
@@ -138,12 +141,21 @@ def test_all_prompts_are_scored_against_their_own_bases(harness, tmp_path):
         (["--prompt", PROMPT, "--team-id", "../x"], "team"),
         (["--prompt", PROMPT, "--base-data", "b.csv"], "--base-data is of the prompts of --all"),
         (["--prompt", PROMPT, "--flop-source", "nowhere"], "nowhere"),
-        (["--prompt", PROMPT, "--seq-len", 4], "leaves none of --seq-len 4"),
-        (["--prompt", PROMPT, "--precision", "nvfp4"], "its speed would mean nothing"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(refused, arguments, words):
     assert words in refused("evaluate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seq-len", 4], "leaves none of --seq-len 4"),
+        (["--precision", "nvfp4"], "its speed would mean nothing"),
+    ],
+)
+def test_what_cannot_be_evaluated_beside_a_baseline_is_refused(refused, baseline, arguments, words):
+    assert words in refused("evaluate", "--prompt", PROMPT, *baseline, *arguments)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--prompts", "nowhere.txt"], ["--prompt", "word " * 3000]])

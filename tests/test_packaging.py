@@ -1,5 +1,6 @@
 """Installed as a wheel, from an sdist and editable, on every supported Python found here, it works and shadows nothing."""
 
+import functools
 import json
 import os
 import shutil
@@ -61,34 +62,45 @@ def python(version: str) -> str:
 
 
 def install(tmp_path: Path, interpreter: str, *what: str) -> Path:
-    run(interpreter, "-m", "venv", str(tmp_path / "venv"))
-    pip = [str(tmp_path / "venv/bin/python"), "-m", "pip", "install", "--quiet"]
-    run(*pip, *what)
+    """By the pip of the tests, as a pip of its own would take longer to install than all the rest."""
+    run(interpreter, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv/bin/python"), "install", "--quiet"]
+    run(*pip, "--no-compile", *what)
     return tmp_path / "venv/bin"
 
 
 @pytest.fixture(scope="session")
-def installed(tree, built, tmp_path_factory) -> Path:
-    """The programs of an environment with our wheel and the outside plugin, on the Python of the tests."""
-    return install(
-        tmp_path_factory.mktemp("installed"), sys.executable, str(built["wheel"]), str(tree / "tests/outside")
-    )
+def on(tree, built, tmp_path_factory):
+    """`on(version)`: the programs of an environment with our wheel and the outside plugin, on that Python."""
+
+    @functools.cache
+    def on(version: str) -> Path:
+        what = [str(built["wheel"]), str(tree / "tests/outside")]
+        return install(tmp_path_factory.mktemp("installed"), python(version), *what)
+
+    return on
+
+
+@pytest.fixture(scope="session")
+def installed(on) -> Path:
+    """On the Python of the tests."""
+    return on("{}.{}".format(*sys.version_info))
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_the_wheel_measures_on(version, tree, built, tmp_path):
-    bin = install(tmp_path, python(version), str(built["wheel"]), str(tree / "tests/outside"))
+def test_the_wheel_measures_on(version, on, tmp_path):
+    bin = on(version)
     (record,) = json.loads(run(str(bin / "harness"), *RUN, cwd=tmp_path))
     assert record["status"] == "ok" and record["output_len"] == 32, "tinymoe's defaults came from the wheel's data"
     assert record["environment"]["python"].startswith(version)
 
 
-def test_an_engine_runs_in_the_interpreter_it_is_given(installed, tree, built, tmp_path):
+def test_an_engine_runs_in_the_interpreter_it_is_given(installed, on, tree, tmp_path):
     """Its own environment and another Python: how engines that cannot share a torch version meet in one table."""
     other = next(version for version in PYTHONS if not sys.version.startswith(version))
-    bin = install(tmp_path, python(other), str(built["wheel"]), str(tree / "tests/outside"))
-    options = ["--python", f"echo={bin / 'python'}", "--workload", "perf,ppl", "--dataset", f"file:{tree / 'LICENSE'}"]
-    done = subprocess.run([installed / "harness", *RUN, *options], cwd=tmp_path, capture_output=True, text=True)
+    options = ["--python", f"echo={on(other) / 'python'}", "--workload", "perf,ppl"]
+    command = [installed / "harness", *RUN, *options, "--dataset", f"file:{tree / 'LICENSE'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     perf, ppl = json.loads(done.stdout)
     assert perf["environment"]["python"].startswith(other)
     assert ppl["failure"]["class"] == "load_failed", "there is no tokenizer in that environment"

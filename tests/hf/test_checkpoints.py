@@ -5,9 +5,13 @@ import shutil
 
 import pytest
 import torch
+from harness_hf.session import HfSession
 from safetensors.torch import load_file, save_file
 
+from harness import failures
+from harness.cells import Cell, Load, Setup
 from harness.model import models
+from harness.precision import Support
 
 TINY = models.DATA / "tinymoe"
 SMALL = ["--output-dir", "out", "--num-chunks", 2, "--input-len", 32, "--json"]
@@ -49,7 +53,16 @@ def truncated(folder):
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
-def test_each_bad_checkpoint_is_load_failed_in_the_engines_words_and_costs_no_other_cell(harness, checkpoint, tmp_path):
+def failure_of(path, precision: str) -> failures.Failure:
+    """What a worker says of a load that it cannot do."""
+    setup = Setup("hf", "tinymoe", str(TINY), precision, checkpoint=str(path))
+    load = Load(setup, (Cell(setup, "ppl", {"input_len": 32}, Support("emulated")),), "emulated")
+    with pytest.raises(Exception) as raised:
+        HfSession(load)
+    return failures.of_exception(raised.value, while_loading=True)
+
+
+def test_each_bad_checkpoint_is_load_failed_in_the_engines_words(checkpoint, tmp_path):
     truncated(half := checkpoint("half"))
     pickled(pickle := checkpoint("pickle"))
     bad = {
@@ -57,28 +70,16 @@ def test_each_bad_checkpoint_is_load_failed_in_the_engines_words_and_costs_no_ot
         "fp8_block": (half, "safetensor"),
         "nvfp4": (checkpoint("hole", weights=without_a_norm), "missing"),
         "mxfp4": (pickle, "safetensors"),
+        "fp32": (checkpoint("wrong", config=lambda c: {**c, "model_type": "no_such_model"}), "no_such_model"),
     }
-    options = [word for name, (path, _) in bad.items() for word in ("--checkpoint", f"{name}={path}")]
-    done = harness("run", "--workload", "ppl", "--precision", f"bf16,{','.join(bad)}", *options, *SMALL)
-    assert done.returncode == 1, done.stderr
-    records = {record["precision"]: record for record in json.loads(done.stdout)}
-    assert records.pop("bf16")["status"] == "ok"
-    for name, record in records.items():
-        assert (record["status"], record["failure"]["class"]) == ("failed", "load_failed"), record["failure"]
-        assert bad[name][1] in record["failure"]["message"].lower()
-        assert record.get("perplexity") is None
-    ledger = json.loads((harness.folder / "out/failure_results.json").read_text())
-    assert {entry["precision"] for entry in ledger["tinymoe::TP1_EP1_auto"]} == set(bad)
+    for precision, (path, words) in bad.items():
+        failure = failure_of(path, precision)
+        assert failure.failure_class == "load_failed" and words in failure.message.lower(), failure
 
 
-def test_a_wrong_architecture_a_quantised_checkpoint_and_nan_weights_are_named(harness, checkpoint):
+def test_a_bad_checkpoint_costs_no_other_cell_and_nan_weights_are_named(harness, checkpoint):
     bad = {
         "bf16": (checkpoint("nan", weights=with_a_nan), "bad_output", "not finite"),
-        "fp8": (
-            checkpoint("wrong", config=lambda c: {**c, "model_type": "no_such_model"}),
-            "load_failed",
-            "no_such_model",
-        ),
         "nvfp4": (
             checkpoint("done", config=lambda c: {**c, "quantization_config": {"quant_method": "fp8"}}),
             "load_failed",
@@ -86,13 +87,19 @@ def test_a_wrong_architecture_a_quantised_checkpoint_and_nan_weights_are_named(h
         ),
     }
     options = [word for name, (path, *_) in bad.items() for word in ("--checkpoint", f"{name}={path}")]
-    done = harness("run", "--workload", "perf,ppl", "--output-len", 4, "--precision", ",".join(bad), *options, *SMALL)
+    precisions = ",".join((*bad, "fp32"))
+    done = harness("run", "--workload", "perf,ppl", "--output-len", 4, "--precision", precisions, *options, *SMALL)
     assert done.returncode == 1
-    failed = [record for record in json.loads(done.stdout) if record["status"] == "failed"]
-    assert len(failed) == 4, "perf and ppl of the NaN weights, ppl of the two others"
+    records = json.loads(done.stdout)
+    assert [record["status"] for record in records if record["precision"] == "fp32"] == ["ok", "ok"]
+    failed = [record for record in records if record["status"] == "failed"]
+    assert len(failed) == 3, "perf and ppl of the NaN weights, ppl of the other"
     for record in failed:
         _, failure_class, words = bad[record["precision"]]
         assert record["failure"]["class"] == failure_class and words in record["failure"]["message"]
+        assert record.get("perplexity") is None
+    ledger = json.loads((harness.folder / "out/failure_results.json").read_text())
+    assert {entry["precision"] for entry in ledger["tinymoe::TP1_EP1_auto"]} == set(bad)
 
 
 def test_a_model_folder_that_is_not_there_is_the_engines_to_name(harness):

@@ -93,12 +93,12 @@ def test_prompts_of_unequal_length_are_refused_not_padded(bf16):
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8_block", "nvfp4", "mxfp4"])
-def test_an_emulated_session_says_how_many_matrices_it_converted(precision):
+def test_an_emulated_session_says_how_many_matrices_it_converted(bf16, precision):
     experts, linear = open_session(precision), open_session(precision, quantize="linear")
     assert experts.facts()["converted_matrices"] == {"experts": 4 * 8 * 2, "linear": 0}
     assert linear.facts()["converted_matrices"] == {"experts": 4 * 8 * 2, "linear": 4 * 4}
     assert linear.facts()["precision"] == precision and linear.facts()["compute_mode"] == "emulated"
-    untouched, converted = open_session()._model.state_dict(), linear._model.state_dict()
+    untouched, converted = bf16._model.state_dict(), linear._model.state_dict()
     changed = {name for name in untouched if not torch.equal(untouched[name], converted[name])}
     assert changed == {name for name in untouched if "_proj" in name}, (
         "router, norms, embedding and head stay as they are"

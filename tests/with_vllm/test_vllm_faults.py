@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
-
-import pytest
+import subprocess
+from pathlib import Path
 
 
 def failures(harness) -> dict[str, dict]:
@@ -24,28 +25,35 @@ def engine_cores(harness) -> list[int]:
 
 
 def test_a_model_vllm_cannot_open_fails_in_vllms_own_words(vllm, bent):
-    folders = [
-        "./nowhere",
-        bent("corrupt", {"model.safetensors": b"\x00" * 64}),
-        bent("unknown", quantization_config={"quant_method": "nonsense"}),
-        bent("stranger", architectures=["StrangeForCausalLM"], model_type="strange"),
-    ]
-    done = vllm(*vllm.vllm("--precision", "bf16", "--workload", "perf", "--model", ",".join(map(str, folders))))
+    corrupt = bent("corrupt", {"model.safetensors": b"\x00" * 64})
+    done = vllm(*vllm.vllm("--precision", "bf16", "--workload", "perf", "--model", corrupt))
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
-    found = failures(vllm)
-    assert {name: failure["class"] for name, failure in found.items()} == {
-        "nowhere": "load_failed",
-        "corrupt": "load_failed",
-        "unknown": "unsupported",
-        "stranger": "load_failed",
-    }
-    assert "nonsense" in found["unknown"]["message"] and "strange" in found["stranger"]["message"]
+    (failure,) = failures(vllm).values()
+    assert failure["class"] == "load_failed"
     assert vllm.processes() == {}
 
 
-@pytest.mark.parametrize("own_process", ["0", "1"])
-def test_too_little_memory_for_the_kv_cache_is_out_of_memory(vllm, own_process):
-    vllm.env |= {"VLLM_CPU_KVCACHE_SPACE": "100000", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
+def test_what_a_load_lacks_is_classified_and_named(vllm, vllm_python, bent):
+    """Where the engine core shares the worker's process."""
+    loads = [
+        "./nowhere",
+        str(bent("unknown", quantization_config={"quant_method": "nonsense"})),
+        str(bent("stranger", architectures=["StrangeForCausalLM"], model_type="strange")),
+        None,
+    ]
+    command = [vllm_python, Path(__file__).with_name("failing_loads.py"), json.dumps(loads), "answers"]
+    done = subprocess.run(command, cwd=vllm.folder, env=vllm.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((vllm.folder / "answers").read_text())
+    classes = [failure["failure_class"] for failure in found]
+    assert classes == ["load_failed", "unsupported", "load_failed", "out_of_memory"], found
+    assert "nonsense" in found[1]["message"] and "strange" in found[2]["message"]
+    assert "memory" in found[3]["message"].lower()
+    assert vllm.processes() == {}
+
+
+def test_too_little_memory_for_the_kv_cache_of_an_engine_core_of_its_own_is_out_of_memory(vllm):
+    vllm.env |= {"VLLM_CPU_KVCACHE_SPACE": "100000", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     done = vllm(*vllm.vllm("--precision", "bf16", "--workload", "perf"))
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     (failure,) = failures(vllm).values()
