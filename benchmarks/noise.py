@@ -20,15 +20,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from functools import partial
+from statistics import median, stdev
 
 from harness import Generation, device, plugins
 from harness.cells import Cell, Load, Setup
 from harness.judging.compare import METRICS, SAME, compare
 from harness.launcher import Outcome
 from harness.model import models
+from harness.planning.schedule import Policy
 from harness.recording import records
-from harness.recording.stats import LEAST_ROUNDS, PERCENT, interval_of_gap, merged, statistics, student
+from harness.recording import rounds as rounds_of_cells
+from harness.recording.stats import LEAST_ROUNDS, PERCENT, common_rounds, interval_of_gap, merged, statistics, student
 from harness.working.inputs import Inputs
 from harness.workloads import perf
 
@@ -54,40 +57,41 @@ class Slowed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=32)
-    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="at least; a sweep's --repeats")
+    parser.add_argument("--max-rounds", type=int, default=400, help="at most; as many as --rounds: neither more nor less")
+    parser.add_argument("--ci-width", type=float, default=0.05, help="a cell whose interval is so narrow is done")
+    parser.add_argument("--iterations", type=int, default=3, help="of one round")
     parser.add_argument("--simulated", type=int, metavar="PAIRS", help="of each kind of noise; nothing is measured")
     asked = parser.parse_args()
     if asked.simulated:
         simulate(asked.simulated)
     else:
-        measure(asked.pairs, asked.rounds, asked.iterations)
+        measure(asked.pairs, Policy(asked.rounds, asked.max_rounds, asked.ci_width), asked.iterations)
 
 
-def measure(pairs: int, rounds: int, iterations: int) -> None:
+def measure(pairs: int, policy: Policy, iterations: int) -> None:
     started, load_before = time.perf_counter(), os.getloadavg()
-    session, make = _session(iterations)
+    session, cell, make = _session(iterations)
     slowed = Slowed(session, SLOWER)
     verdicts = {"the same": Counter(), f"{SLOWER:.0%} slower": Counter()}
-    differing, widths = Counter(), []
+    differing, widths, rounds = Counter(), [], []
     for pair in range(pairs):
-        sides: list[list[dict]] = [[], [], []]  # a cell, the same again, and the slower one
-        for index in range(rounds):
-            order = (0, 1, 2) if index % 2 == 0 else (2, 1, 0)  # so that a drift of the machine favours none of them
-            for side in order:
-                sides[side].append(make(slowed if side == 2 else session, f"pair {pair}", index))
-        a, same, slower = map(merged, sides)
+        wants_more = partial(rounds_of_cells.wants_more, policy, cell)
+        same, a, slower = _in_turn([partial(make, each, f"pair {pair}") for each in (session, session, slowed)], wants_more)
         found = {name: one.verdict for name, one in compare(a, same).metrics.items()}
         differing.update(name for name, verdict in found.items() if verdict != SAME)
         verdicts["the same"][SAME if set(found.values()) == {SAME} else "a difference in some metric"] += 1
         verdicts[f"{SLOWER:.0%} slower"][compare(a, slower).metrics["latency_ms"].verdict] += 1
         widths.append(statistics(a)["latency_ms"]["width"])
-        if sys.stderr.isatty():
-            print(f"\r{pair + 1} of {pairs} pairs", end="", file=sys.stderr)
+        rounds.append(len(common_rounds(a, slower)))
+        seen = ", ".join(f"{name}: {dict(counts)}" for name, counts in verdicts.items())
+        print(f"{pair + 1} of {pairs} pairs; {rounds[-1]} rounds; {seen}", file=sys.stderr)
     session.close()
-    print(f"{pairs} pairs of each kind, {rounds} rounds of {iterations} iterations, {PERCENT} intervals")
+    print(f"{pairs} pairs of each kind, rounds of {iterations} iterations, {policy.rounds} to {policy.max_rounds} of them,")
+    print(f"until a cell's interval of {PERCENT} is {policy.ci_width:.1%} of its median latency wide")
     print(f"load average {load_before[0]:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
-    print(f"interval of one cell's median latency, of the median: {sorted(widths)[len(widths) // 2]:.1%} (median)")
+    print(f"width in the end: {median(widths):.1%} (median), {max(widths):.1%} (most)")
+    print(f"rounds compared of a cell and a slower one: {median(rounds):g} (median), {max(rounds)} (most)")
     for name, counts in verdicts.items():
         print(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
     for name in METRICS:
@@ -96,8 +100,22 @@ def measure(pairs: int, rounds: int, iterations: int) -> None:
     print(f"{time.perf_counter() - started:.0f} s")
 
 
-def _session(iterations: int) -> tuple[object, Callable[[object, str, int], dict]]:
-    """A loaded model, and what measures one round of a cell on it and makes the record."""
+def _in_turn(makes: Sequence[Callable[[int], dict]], wants_more: Callable[[dict], bool]) -> list[dict]:
+    """A record of each cell, of as many rounds as it wants; each round goes backwards through the cells of the one
+    before, as in a sweep, so that a drift of the machine favours none of them."""
+    found: list[dict] = [{}] * len(makes)
+    turns = list(range(len(makes)))
+    for index in itertools.count():
+        made = [(place, makes[place](index)) for place in turns]  # merged afterwards: nothing comes between passes
+        for place, record in made:
+            found[place] = merged([found[place], record]) if found[place] else record
+        turns = [place for place in reversed(turns) if wants_more(found[place])]
+        if not turns:
+            return found
+
+
+def _session(iterations: int) -> tuple[object, Cell, Callable[[object, str, int], dict]]:
+    """A loaded model, the cell that is measured, and what measures one round of it and makes the record."""
     engine, model, here = plugins.discover().engines["hf"], models.resolve(models.DEFAULT), device.detect()
     parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 0}
     parameters["num_iterations"] = iterations
@@ -120,7 +138,7 @@ def _session(iterations: int) -> tuple[object, Callable[[object, str, int], dict
         start = {"iterations": iterations, "started_at": began, "sweep": sweep, "round": index, "telemetry": None}
         return {**records.make(cell, outcome, facts["engine_version"], here), "rounds": [start]}
 
-    return session, make
+    return session, cell, make
 
 
 # --- a machine that is made up ---------------------------------------------------------------------------------------

@@ -48,6 +48,18 @@ def test_a_time_that_was_not_measured_is_null_and_never_guessed():
     assert [result[name] for name in ("ttft_ms", "itl_ms", "tpot_ms", "prefill_tokens_per_sec")] == [None] * 4
 
 
+def test_a_pair_of_tokens_handed_over_at_once_costs_its_own_gaps_and_many_cost_the_metric():
+    """Of two tokens in one chunk only the last has a time; SGLang does so now and then."""
+    times = [tens * 10 * 10**6 for tens in range(1, 302)]
+    once, often = list(times), list(times)
+    once[100] = None
+    often[50::50] = [None] * len(often[50::50])
+    for given, n in ((times, 300), (once, 298), (often, None)):
+        raw = {"latency_ns": [4 * 10**9], "token_ns": [[{"requests": [0], "ns": given}]]}
+        found = speed(raw, 1, 8, 301)["itl_ms"]
+        assert (found and (found["n"], found["min"], found["max"])) == (n and (n, 10, 10))
+
+
 def test_one_token_has_no_time_per_further_token():
     result = speed(raw_times([batch(0, (10 * MS,), finished=10 * MS)]), batch_size=1, input_len=8, output_len=1)
     assert result["tpot_ms"] is None and result["itl_ms"] is None and result["ttft_ms"]["mean"] == 10

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 Raw = Mapping[str, Any]
 NS_PER_MS = 1e6
 SAMPLES_FOR_P99 = 100
+LEAST_GAPS = 0.99  # share of the gaps that must have been measured: now and then an engine hands over two tokens at once
 LEAST_ENERGY_S = 1.0  # NVML's counter moves about ten times a second; over less its steps are a tenth of the answer
 
 DEFINITIONS = {
     "latency_ms": "wall time of a whole batch: handed to the engine until the last token of the last request",
     "ttft_ms": "time to first token: handed over until a request's first token, one value per request and iteration",
-    "itl_ms": "inter-token latency: gap between consecutive tokens of a request, every gap a value",
+    "itl_ms": "inter-token latency: gap between consecutive tokens of a request, every gap a value; gaps beside a token "
+    "without a time are left out, and it is None where they are more than 1 in 100",
     "tpot_ms": "time per output token of a request: (last token - first token) / (output_len - 1)",
     "output_tokens_per_sec": "batch_size x output_len / mean latency",
     "prefill_tokens_per_sec": "batch_size x input_len / mean over iterations of the batch's last TTFT",
@@ -91,11 +93,12 @@ def _timelines(generation: Generation) -> list[dict[str, Any]]:
 
 def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
     """The speed metrics of the iterations in `raw`, as `raw_times` gives them, with `energy_mj` where it was read. A
-    time that any iteration lacks is None for all."""
+    time that any iteration lacks is None for all; of gaps some may lack."""
     latency = iteration_samples(raw, "latency_ms")
     firsts = _per_request(raw, lambda ns: ns[0] / NS_PER_MS)
-    gaps = _per_request(raw, lambda ns: [(b - a) / NS_PER_MS for a, b in zip(ns, ns[1:])])
-    itl = [gap for request in _flat(gaps) for gap in request] if gaps else None
+    gaps = _flat(_per_request(raw, lambda ns: [None if None in pair else pair[1] - pair[0] for pair in zip(ns, ns[1:])]))
+    every = [gap for request in gaps or () for gap in request]
+    itl = [gap / NS_PER_MS for gap in every if gap is not None]
     tpot = _per_request(raw, _gap) if output_len > 1 else None
     average = mean(latency)
     return {
@@ -107,7 +110,7 @@ def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[st
         else None,
         "latency_ms": summarise(latency),
         "ttft_ms": summarise(_flat(firsts)),
-        "itl_ms": summarise(itl),
+        "itl_ms": summarise(itl if len(itl) >= LEAST_GAPS * len(every) else None),
         "tpot_ms": summarise(_flat(tpot)),
         **_energy(raw, len(latency) * batch_size * output_len),
     }

@@ -6,6 +6,7 @@ Triton decides when it is imported whether it interprets, so test_fused_step.py 
 import pytest
 import torch
 from harness_hf.fused import supports
+from harness_hf.projections import fuse, fused_count
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
@@ -232,11 +233,14 @@ def check(model, ids, output_len, tolerance):
 
 @pytest.mark.parametrize(("batch_size", "dtype"), [(1, torch.float32), (2, torch.bfloat16)], ids=["1 fp32", "2 bf16"])
 def test_a_step_of_tinymoe_gives_the_logits_of_transformers(batch_size, dtype):
+    """Whether query, key and value were one product before, or become one now: one matrix serves both."""
     model = AutoModelForCausalLM.from_pretrained(DATA / "tinymoe", dtype=dtype, num_hidden_layers=2).eval()
+    joined = fuse(model) if batch_size == 1 else 0
     ids = torch.randint(0, 2048, (batch_size, 20), generator=torch.Generator().manual_seed(0))
     check(model, ids, 2, 1e-4 if dtype == torch.float32 else 0.4)
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.k_proj.weight.untyped_storage().data_ptr()
+    assert fused_count(model) == joined
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from harness_hf import fp8, grouped, support
 from harness_hf.caches import fixed
-from harness_hf.emulate import emulate, every_experts
+from harness_hf.emulate import emulate
 from harness_hf.layers import described
+from harness_hf.modules import every_experts
 from harness_hf.products import Widened
 from harness_hf.projections import FusedLinear, fuse, fused_count
 from harness_hf.regional import ByLayer, CompiledLayers

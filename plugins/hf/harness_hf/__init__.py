@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import EMULATED, NATIVE, PRECISIONS, UNSUPPORTED
+from harness_hf.kept import keep_compiled_code
 from harness_hf.rungs import LADDER, asked
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def support(precision: str, device: Device, version: str | None, rungs: str = "d
 
 
 def load(load: Load) -> Session:
+    keep_compiled_code()
     from harness_hf.session import HfSession
 
     return HfSession(load)

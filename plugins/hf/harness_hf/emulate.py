@@ -10,8 +10,7 @@ from torch import nn
 
 from harness import LoadFailed
 from harness_hf.formats import DIVISORS, activation_through, weight_through
-
-EXPERT_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
+from harness_hf.modules import EXPERT_WEIGHTS, every_experts, every_linear
 
 
 def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
@@ -44,21 +43,6 @@ def emulate(model: nn.Module, precision: str, scope: str) -> dict[str, int]:
     return converted
 
 
-def every_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that hold all experts of a layer as 3D weights, as transformers 5 keeps them."""
-    for name, module in model.named_modules():
-        if getattr(module, "down_proj", None) is not None and getattr(module.down_proj, "ndim", 0) == 3:
-            yield name, module
-
-
-def every_linear(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers besides the output head and routers."""
-    head, router_width = model.get_output_embeddings(), _num_experts(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head and module.out_features != router_width:
-            yield name, module
-
-
 def _matrices(experts: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name in EXPERT_WEIGHTS:
         if isinstance(weight := getattr(experts, name, None), nn.Parameter):
@@ -76,10 +60,6 @@ def _convert_experts(where: str, experts: nn.Module, precision: str) -> None:
     plain_forward, plain_gate = experts.forward, experts._apply_gate
     experts.forward = lambda hidden, *routing: plain_forward(activation_through(precision, hidden), *routing)
     experts._apply_gate = lambda gate_up: activation_through(precision, plain_gate(gate_up))
-
-
-def _num_experts(model: nn.Module) -> int | None:
-    return next((experts.num_experts for _, experts in every_experts(model)), None)
 
 
 def _check(name: str, matrix: torch.Tensor, precision: str) -> None:

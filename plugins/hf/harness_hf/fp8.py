@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness import LoadFailed
-from harness_hf.emulate import EXPERT_WEIGHTS, every_experts, every_linear
 from harness_hf.grouped import by_expert, combined
+from harness_hf.modules import EXPERT_WEIGHTS, every_experts, every_linear
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from harness_hf.emulate import every_experts
+from harness_hf.modules import every_experts
 
 NAME = "grouped_mm_in_few_kernels"  # the experts implementation, in transformers' words
 REPLACED = "grouped_mm"

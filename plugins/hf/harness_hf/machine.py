@@ -1,4 +1,4 @@
-"""What a rung changes of the process: the cores it runs on, TF32, where compiled code is kept."""
+"""What a rung changes of the process: the cores it runs on, TF32."""
 
 from __future__ import annotations
 
@@ -40,17 +40,3 @@ def cores_beside(bus: str, pci: Path = PCI, nodes: Path = NODES) -> frozenset[in
         return None
     spans = [word.partition("-") for word in words.split(",") if word]
     return frozenset(core for first, _, last in spans for core in range(int(first), int(last or first) + 1)) or None
-
-
-def keep_compiled_code() -> None:
-    """Inductor's and Triton's caches in a folder that outlives the worker, unless the user has chosen one. Must come
-    before the first compilation."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-harness"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: torch's own place under /tmp
-        return
-    for variable, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ.setdefault(variable, str(home / folder))
-    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
-    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")

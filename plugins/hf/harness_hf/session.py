@@ -19,7 +19,6 @@ from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Se
 from harness_hf import fp8, fused, machine, proofs, rungs
 from harness_hf.checkpoint import open_model
 from harness_hf.decode import OnLogits, decoder_of, ignore, plain_beside
-from harness_hf.emulate import emulate
 from harness_hf.layers import described, dtype_name
 from harness_hf.prefill import Pieces, SharedPrefix
 from harness_hf.products import Widened, widened
@@ -76,6 +75,8 @@ class HfSession:
             return {}
         if "fp8" in self._rungs.on:
             return fp8.convert(self._model, setup.quantize)
+        from harness_hf.emulate import emulate  # half a second of imports that others need not wait for
+
         return emulate(self._model, setup.precision, setup.quantize)
 
     def facts(self) -> dict[str, Any]:
@@ -167,12 +168,15 @@ class HfSession:
         return generated
 
     def _live(self) -> proofs.Live:
-        if self._rungs.by_name and self._seen is None:  # a default load need not wait for a profile
+        # a default load need not wait for a profile, nor the first measurement of any
+        if self._rungs.by_name and self._seen is None and self._kv_dtype is not None:
             self._seen = proofs.seen_in_a_pass(self._model)
         return proofs.Live(self._model, self._decoder, self._scorer, self._cores, self._unequal, self._seen)
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
+        if shared := proofs.prefill_of(self._decoder, SharedPrefix):
+            shared.hits = 0  # scoring takes nothing from it
         for ids_AT in self._batches(sequences):
             with widened():
                 logprobs_AT = self._score(ids_AT)
@@ -244,8 +248,6 @@ def _prepared(load: Load) -> tuple[rungs.Asked, frozenset[int] | None]:
     if setup.quantize == "linear" and setup.precision not in provenance.PLAIN:
         asked = asked.without("fused_projections", "--quantize linear converts each layer by itself")
         asked = asked.without("fused_step", "--quantize linear: its attention layers are BF16")
-    if asked.on & {"compile", "compiled_scoring", "fp8"}:
-        machine.keep_compiled_code()
     if "tf32" in asked.on:
         machine.allow_tf32()
     return asked, machine.bind_to_gpu() if "numa" in asked.on else None

@@ -69,9 +69,10 @@ def sum_tile(width: int, most: int) -> int:
 
 
 def stages_of(size: int, programs: int) -> int:
-    """How many tiles of `size` bytes are on their way: what fits 48 KiB, so that four programs fit a processor; more
-    where it has no four."""
-    return min(6, max(2, (196608 if programs <= PROGRAMS else 49152) // size))
+    """How many tiles of `size` bytes are on their way: three, and more where they fit 48 KiB, so that four programs fit
+    a processor, or where it has no four. A program may have 220 KiB."""
+    room = 196608 if programs <= PROGRAMS else 49152
+    return min(6, max(3, room // size), 225280 // size)
 
 
 @triton.jit

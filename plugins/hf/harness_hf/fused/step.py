@@ -19,6 +19,7 @@ from harness_hf.fused.dense import embed, linear, out_tile, pick, token_tile
 from harness_hf.fused.experts import Gate, Matrices, run_experts
 from harness_hf.fused.quantise import quantised
 from harness_hf.fused.routing import Router, route
+from harness_hf.projections import FusedLinear
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _matrices(experts: nn.Module, name: str, precision: str) -> Matrices:
 @torch.no_grad()
 def _joined(linears: list[nn.Linear], name: str) -> torch.Tensor | None:
     """Their parameters as one tensor; afterwards each is a view of it, so that no byte is held twice."""
+    if isinstance(first := linears[0], FusedLinear):  # joined already, by the rung fused_projections
+        return first.together.weight_OI if name == "weight" else first.together.bias_O
     parts = [getattr(linear, name) for linear in linears]
     if parts[0] is None:
         return None
