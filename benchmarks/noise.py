@@ -117,7 +117,7 @@ def _in_turn(makes: Sequence[Callable[[int], dict]], wants_more: Callable[[dict]
 def _session(iterations: int) -> tuple[object, Cell, Callable[[object, str, int], dict]]:
     """A loaded model, the cell that is measured, and what measures one round of it and makes the record."""
     engine, model, here = plugins.discover().engines["hf"], models.resolve(models.DEFAULT), device.detect()
-    parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 0}
+    parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 1}
     parameters["num_iterations"] = iterations
     setup = Setup(engine.name, model.name, model.path, "bf16")
     cell = Cell(setup, "perf", parameters, engine.support("bf16", here, None))
