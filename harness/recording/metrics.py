@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 Raw = Mapping[str, Any]
 NS_PER_MS = 1e6
 SAMPLES_FOR_P99 = 100
-LEAST_GAPS = 0.99  # share of the gaps that must have been measured: now and then an engine hands over two tokens at once
+LEAST_GAPS = (
+    0.99  # share of the gaps that must have been measured: now and then an engine hands over two tokens at once
+)
 LEAST_ENERGY_S = 1.0  # NVML's counter moves about ten times a second; over less its steps are a tenth of the answer
 
 DEFINITIONS = {
@@ -96,7 +98,9 @@ def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[st
     time that any iteration lacks is None for all; of gaps some may lack."""
     latency = iteration_samples(raw, "latency_ms")
     firsts = _per_request(raw, lambda ns: ns[0] / NS_PER_MS)
-    gaps = _flat(_per_request(raw, lambda ns: [None if None in pair else pair[1] - pair[0] for pair in zip(ns, ns[1:])]))
+    gaps = _flat(
+        _per_request(raw, lambda ns: [None if None in pair else pair[1] - pair[0] for pair in zip(ns, ns[1:])])
+    )
     every = [gap for request in gaps or () for gap in request]
     itl = [gap / NS_PER_MS for gap in every if gap is not None]
     tpot = _per_request(raw, _gap) if output_len > 1 else None

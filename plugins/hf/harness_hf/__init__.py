@@ -42,9 +42,9 @@ def support(precision: str, device: Device, version: str | None, rungs: str = "d
     if "fp8" in asked(rungs, precision, device).on:
         return Support(NATIVE)
     if precision != "bf16":
-        return Support(
-            EMULATED, f"every {precision} value is exact, products are computed in BF16; no native kernels yet"
-        )
+        can = asked("grouped_experts+fp8", precision, device).on
+        more = "; --rungs grouped_experts+fp8 and more multiply in FP8" if "fp8" in can else ""
+        return Support(EMULATED, f"every {precision} value is exact, products are computed in BF16{more}")
     if device.kind == "cuda" and not PRECISIONS["bf16"].on_tensor_cores(device.sm):
         return Support(
             EMULATED, f"SM {device.sm} has no BF16 tensor cores, they need {PRECISIONS['bf16'].tensor_cores}"
