@@ -48,7 +48,7 @@ class Slowed:
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         found = self.session.generate(prompts, output_len)
-        until = time.perf_counter_ns() + self.share * (found.finished_ns - found.started_ns)
+        until = found.finished_ns + self.share * (found.finished_ns - found.started_ns)
         while time.perf_counter_ns() < until:
             pass
         return Generation(found.started_ns, time.perf_counter_ns(), found.responses)

@@ -68,6 +68,15 @@ def visible_gpus() -> list[str]:
     return [word.strip() for word in chosen.split(",")][:count] if chosen else [str(index) for index in range(count)]
 
 
+def identities(gpus: str) -> list[str]:
+    """The UUID of each of these GPUs (as CUDA_VISIBLE_DEVICES names them), whatever it is called there; the names
+    themselves where NVML does not say."""
+    names = [name.strip() for name in gpus.split(",") if name.strip()]
+    with opened(gpus) as (nvml, handles):
+        found = [nvml.nvmlDeviceGetUUID(handle) for handle in handles]
+    return found if len(found) == len(names) else names
+
+
 @contextmanager
 def opened(gpus: str | None = None) -> Iterator[tuple[Any, list]]:
     """pynvml and a handle of each of these GPUs (see `gpu_memory_used`); None and no handle where there is no NVML."""

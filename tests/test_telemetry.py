@@ -65,6 +65,10 @@ def nvmlDeviceGetHandleByUUID(uuid):
     _check()
     raise NVMLError("Not Found")
 
+def nvmlDeviceGetUUID(handle):
+    _check(handle)
+    return f"GPU-{handle.index}"
+
 def nvmlDeviceGetIndex(handle):
     _check(handle)
     return handle.index
@@ -200,6 +204,11 @@ def test_every_visible_gpu_is_sampled_and_what_it_cannot_say_is_null(on_gpus):
 def test_only_the_gpus_of_the_load_are_sampled(on_gpus, gpus, visible):
     summary, *_ = on_gpus(SAMPLED.format(gpus=gpus), CUDA_VISIBLE_DEVICES=visible)
     assert [gpu["index"] for gpu in summary["gpus"]] == [1]
+
+
+def test_a_gpu_is_known_whatever_it_is_called_and_by_its_name_where_nvml_does_not_know_it(on_gpus):
+    code = "print(json.dumps([device.identities(names) for names in ('1, 0', 'GPU-x', '', '1,7')]))"
+    assert on_gpus(code) == [["GPU-1", "GPU-0"], ["GPU-x"], [], ["1", "7"]]
 
 
 def test_clocks_of_an_idle_gpu_are_not_those_of_the_measurement(on_gpus):

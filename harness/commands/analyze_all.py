@@ -137,9 +137,11 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
     from dataclasses import replace
 
     from harness import device
+    from harness.columns import columns
     from harness.errors import UsageError
     from harness.judging.table import print_verdict
     from harness.plugins import discover
+    from harness.report.scaling import rows
 
     here = device.detect()
     ranks = tuple(tp for tp in (1, 2, 4, 8) if tp <= here.count)
@@ -158,6 +160,7 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
         )
     )
     print_verdict(result.records, sys.stdout)
+    click.echo(columns(rows(result.records)))
     return result
 
 

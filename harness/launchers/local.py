@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.cells import Cell
-from harness.device import Device, visible_gpus
+from harness.device import Device, identities, visible_gpus
 from harness.errors import UsageError
 from harness.hookspecs import hookimpl
 from harness.launcher import Control, Job, LauncherSpec, Outcome, Stopped
@@ -94,7 +94,7 @@ def _locked(gpus: str, control: Control) -> Iterator[None]:
     """These GPUs, for this machine: another run waits. The kernel lets go of a lock when its holder dies."""
     files: list[IO] = []
     try:
-        for gpu in sorted(filter(None, gpus.split(","))):  # in one order everywhere, so that none waits for the other
+        for gpu in sorted(identities(gpus)):  # in one order everywhere, so that none waits for the other
             path = Path(tempfile.gettempdir()) / f"harness-gpu-{gpu}.lock"
             file = path.open("a")
             files.append(file)

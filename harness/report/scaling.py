@@ -7,9 +7,11 @@ from typing import Any
 
 from harness.recording.records import Record
 from harness.report import charts
+from harness.report.read import Entry
 from harness.report.rows import Facts, by, has_speed, work
 
 NOTHING = "No work was measured at two numbers of ranks or more; --tp 1,2,4 measures it."
+SHOWN = ("name", "tp", "said", "efficiency", "communication")
 SCALED = frozenset(("tp", "ep", "device_count"))  # may differ between points of one line, and nothing else
 
 
@@ -21,6 +23,17 @@ def chart(facts: Facts) -> charts.Chart:
         if series:
             found.append(_choice(label, [line for line, _ in series], sum(left for _, left in series)))
     return charts.chart("scaling", found, NOTHING)
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, str]]:
+    """The same of these records in words, for a terminal."""
+    choices = chart(Facts([Entry(record, "", "", None) for record in records])).get("choices", ())
+    return [
+        {"at": choice["label"], **{name: str(value[name]) for name in SHOWN}}
+        for choice in choices
+        for view in choice["views"]
+        for value in view["values"]
+    ]
 
 
 def _series(facts: Facts, group: Sequence[Record]) -> Iterator[tuple[list[Record], int]]:

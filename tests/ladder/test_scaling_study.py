@@ -36,3 +36,10 @@ def test_communication_is_the_ledgers_share_of_a_decode_step_or_said_to_be_unkno
         *("0.0 % of a decode step", "17.5 % of a decode step"),
         "not profiled",
     ]
+
+
+def test_a_terminal_is_told_the_same():
+    found = scaling.rows([ranks(tp, factor, 17.5) for tp, factor in TIMES.items()])
+    assert [(row["tp"], row["efficiency"].split()[0]) for row in found] == [("1", "100"), ("2", "80"), ("4", "62")]
+    assert {row["communication"] for row in found} == {"17.5 % of a decode step"}
+    assert scaling.rows([ranks(1, 1.0, None)]) == []
