@@ -16,7 +16,7 @@ GEMM, BATCHED, SPLIT, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT
 ROW = {"row": polars.UInt32, "role": polars.UInt8, "label": polars.UInt16}
 AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermediate columns
 
-_CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
+_CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|router\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
 _NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
 _SMALL = re.compile(r"at::|at_cuda|cub::|softmax_warp|^triton_(poi|per|red)_")  # parts of anything
 _SPLIT = re.compile(r"split ?k ?reduce|\breduce 1 ?block\b")

@@ -163,6 +163,13 @@ def test_a_routers_gemm_in_two_kernels_is_two_kernels_of_the_router():
     assert categories(NORM, GEMM, SPLIT, TOPK, EXPERT, NORM)[1:3] == ["gate_gemm", "gate_gemm"]
 
 
+def test_sglangs_router_is_told_from_its_dense_layers_though_its_logits_are_cast_first():
+    cast = "void at::native::vectorized_elementwise_kernel<4, at::native::float32_copy_kernel_cuda(at::TensorIteratorBase&)>"
+    layer = (NORM, GEMM, cast, "_router_triton_kernel", "moe_align_block_size_kernel", EXPERT, "act_and_mul_kernel", EXPERT)
+    assert [found(*layer * 2)[at][0] for at in (1, 9)] == ["gate_gemm"] * 2
+    assert found(*layer * 2)[3][0] == "routing_permute"
+
+
 def test_the_head_before_the_samplers_top_k_is_not_a_router():
     step = (*LAYER, *LAYER, NORM, GEMM, GATHER_TOPK)
     assert categories(*step * 2)[-2:] == ["dense_gemm", "sampling"]
