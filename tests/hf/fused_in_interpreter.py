@@ -205,6 +205,33 @@ def test_experts_compute_what_the_format_says(tokens, precision):
     close(out, x.float() + torch.einsum("aki,akoi,ak->ao", act, down[ids], shares), dtype)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 150])
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_a_grouped_product_is_that_of_the_values_the_format_holds(precision, rows):
+    """Groups without rows, of one, and of more than a tile; outputs that no tile divides; then one matrix."""
+    from harness_hf.formats import activation_through, weight_through
+    from harness_hf.fp8 import quantised_matrices, quantiser, reference_grouped, reference_single
+    from harness_hf.fused.grouped import grouped, single
+
+    width, outs = (256, 384) if precision == "fp8_block" else (96, 160)
+    x, weights = drawn(rows, width), drawn(5, outs, width) / 8
+    ends = torch.tensor([0, rows // 7, rows // 7, rows - 1, rows], dtype=torch.int32)
+    group = torch.searchsorted(ends, torch.arange(rows, dtype=torch.int32), right=True)
+    small, scale = quantiser(precision, on_gpu=False)(x)
+    stored, scales = quantised_matrices(weights, precision)
+    through = torch.stack([weight_through(precision, one) for one in weights])
+    wanted = torch.einsum("si,soi->so", activation_through(precision, x), through[group])
+    for found in (grouped, reference_grouped):
+        torch.testing.assert_close(found(small, scale, stored, scales, ends).float(), wanted, rtol=2**-8, atol=1e-4)
+    bias = drawn(outs)
+    wanted = functional.linear(activation_through(precision, x), through[3], bias)
+    for found in (single, reference_single):
+        one = found(small, scale, stored[3], scales[3], bias)
+        torch.testing.assert_close(one.float(), wanted, rtol=2**-8, atol=1e-4)
+    torch.library.opcheck(grouped, (small, scale, stored, scales, ends), test_utils="test_faketensor")
+    torch.library.opcheck(single, (small, scale, stored[3], scales[3], None), test_utils="test_faketensor")
+
+
 def plain(model, ids, output_len):
     cache, step, logits, tokens = DynamicCache(config=model.config), ids, [], []
     with torch.inference_mode():
@@ -241,6 +268,22 @@ def test_a_step_of_tinymoe_gives_the_logits_of_transformers(batch_size, dtype):
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.k_proj.weight.untyped_storage().data_ptr()
     assert fused_count(model) == joined
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_a_step_takes_experts_that_are_in_fp8_as_they_are(precision):
+    """Beside the model with the same experts; prefill multiplies by the grouped kernel."""
+    from harness_hf import fp8
+    from harness_hf.fused.grouped import grouped
+
+    model = AutoModelForCausalLM.from_pretrained(DATA / "tinymoe", dtype=torch.bfloat16, num_hidden_layers=1).eval()
+    kernels = fp8.Products(fp8.Product("the kernel", 32, grouped), fp8.REFERENCE.linear)
+    fp8.convert(model, precision, "experts", kernels)
+    ids = torch.randint(0, 2048, (2, 12), generator=torch.Generator().manual_seed(0))
+    weights = check(model, ids, 2, 0.4)._weights
+    experts = model.model.layers[0].mlp.experts
+    assert weights.layers[0].up.weight_EOI.data_ptr() == experts.gate_up_proj.data_ptr()
+    assert torch.equal(weights.layers[0].down.scale, experts.down_proj_scale)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

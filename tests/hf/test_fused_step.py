@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness_hf import fused
+
+from harness.kernels.taxonomy import built_in_rules, classify
 
 VLLMS = Path(__file__).parents[2] / ".venv-vllm/bin/python"  # vLLM brings Triton, PyTorch for CPUs does not
 PYTHON = sys.executable if importlib.util.find_spec("triton") else str(VLLMS) if VLLMS.exists() else None
@@ -33,3 +37,25 @@ def test_every_kernel_and_the_whole_step_compute_what_transformers_computes():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[100%]" in done.stdout and "skipped" not in done.stdout
+
+
+def test_a_profile_knows_every_kernel_by_its_name():
+    sources = [ast.parse(file.read_text()) for file in Path(fused.__file__).parent.glob("*.py")]
+    launched = {
+        call.func.value.id
+        for source in sources
+        for call in ast.walk(source)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Subscript)
+        and isinstance(call.func.value, ast.Name)
+        and isinstance(call.func.slice, ast.Tuple)
+    }
+    found = {name: classify(name, built_in_rules()).category for name in launched}
+    assert found == {
+        **dict.fromkeys(("_experts_gate_up", "_experts_down", "_experts_down_of_one_token"), "expert_gemm"),
+        **dict.fromkeys(("_attention_split", "_attention_combine"), "attention"),
+        **dict.fromkeys(("_experts_sum", "_router_topk"), "routing_permute"),
+        **{"_dense_linear": "dense_gemm", "_router_linear": "gate_gemm", "_rms_norm": "norm"},
+        **{"pick_argmax": "sampling", "embed": "other"},
+        **{"_fp8_grouped_mm": "expert_gemm", "_fp8_scaled_mm": "dense_gemm"},
+    }

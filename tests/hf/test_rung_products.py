@@ -13,13 +13,13 @@ from harness_hf.modules import every_experts
 from harness_hf.products import Widened
 from harness_hf.projections import FusedLinear, fuse, fused_count
 from harness_hf.regional import ByLayer, CompiledLayers
-from harness_hf.rungs import LADDER
+from harness_hf.rungs import LADDER, asked
 from harness_hf.scoring import CompiledBody, Eager
 from harness_hf.session import HfSession
 from torch import nn
 from transformers import PreTrainedModel
 
-from harness import provenance
+from harness import LoadFailed, provenance
 from harness.cells import Cell, Load, Setup
 from harness.device import Device
 from harness.model import models
@@ -146,10 +146,11 @@ class Biased(nn.Module):
         self.experts.config = SimpleNamespace(_experts_implementation="grouped_mm")
 
 
-def test_fp8_experts_are_those_of_the_emulation_up_to_where_they_round():
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_fp8_experts_are_those_of_the_emulation_up_to_where_they_round(precision):
     native, emulated, plain = (open_session()._model for _ in range(3))
-    assert fp8.convert(native, "experts", fp8.reference_grouped) == {"experts": 4 * 8 * 2, "linear": 0}
-    emulate(emulated, "fp8", "experts")
+    assert fp8.convert(native, precision, "experts", fp8.REFERENCE) == {"experts": 4 * 8 * 2, "linear": 0}
+    emulate(emulated, precision, "experts")
     torch.manual_seed(0)
     given = torch.randn(64, 256).bfloat16(), torch.randint(0, 4, (64, 2)) * 2 + torch.tensor([0, 1]), torch.rand(64, 2)
     with torch.inference_mode():
@@ -157,34 +158,51 @@ def test_fp8_experts_are_those_of_the_emulation_up_to_where_they_round():
     apart, cost = ((found - other).norm() / exact.norm() for other in (expected, exact))
     assert apart < cost / 4, (apart, cost)
     for (_, ours), (_, theirs) in zip(every_experts(native), every_experts(emulated)):
-        back = ours.down_proj.float() * ours.down_proj_scale[:, None, None]
+        back = torch.stack([fp8.back(*each) for each in zip(ours.down_proj, ours.down_proj_scale)])
         torch.testing.assert_close(back, theirs.down_proj.float(), rtol=2**-8, atol=0)
+        assert ours.multiplied_by == fp8.REFERENCE.experts.name
     facts = provenance.summary(provenance.group(described(native)))
-    assert (facts["precision"], facts["compute_mode"]) == ("fp8", "native")
-    assert facts["moe_kernel"] == "torch._scaled_grouped_mm" and facts["weight_dtypes"]["experts"] == "float8_e4m3fn"
+    assert (facts["precision"], facts["compute_mode"]) == (precision, "native")
+    assert facts["weight_dtypes"]["experts"] == "float8_e4m3fn"
+    assert facts["moe_kernel"] == fp8.REFERENCE.experts.name
 
 
-def test_fp8_linear_layers_multiply_in_fp8():
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_fp8_linear_layers_multiply_in_fp8(precision):
+    """Per tensor by PyTorch, blocks here by their reference."""
     model, plain = open_session()._model, open_session()._model
-    assert fp8.convert(model, "linear", fp8.reference_grouped)["linear"] == 4 * 4
-    linear, input = model.model.layers[0].self_attn.q_proj, torch.randn(5, 256).bfloat16()
+    products = fp8.REFERENCE if precision == "fp8_block" else replace(fp8.REFERENCE, linear=fp8.TORCH.linear)
+    assert fp8.convert(model, precision, "linear", products)["linear"] == 4 * 4
+    linear, input = model.model.layers[0].self_attn.q_proj, torch.randn(1, 5, 256).bfloat16()
+    linear.bias = nn.Parameter(torch.randn(len(linear.weight)).bfloat16())
     with torch.inference_mode():
-        small, scale = fp8.quantised(input)
-        expected = (small.float() * scale) @ (linear.weight.float() * linear.weight_scale).T
-        torch.testing.assert_close(linear(input).float(), expected, rtol=2**-7, atol=1e-3)
-    assert not isinstance(model.lm_head, fp8.Fp8Linear)
+        rows = fp8.back(*fp8.quantiser(precision, on_gpu=False)(input[0]))
+        expected = rows @ fp8.back(linear.weight, linear.weight_scale).T + linear.bias
+        torch.testing.assert_close(linear(input)[0].float(), expected.float(), rtol=2**-7, atol=2e-2)
+        linear.bias = None
+    assert linear.multiplied_by == products.linear.name and not isinstance(model.lm_head, fp8.Fp8Linear)
     assert (logits(model).log_softmax(-1) - logits(plain).log_softmax(-1)).abs().mean() < 0.5
 
 
+def test_what_blocks_do_not_divide_is_refused():
+    model = open_session()._model
+    experts = model.model.layers[0].mlp.experts
+    experts.down_proj = nn.Parameter(torch.zeros(8, 256, 96).bfloat16())
+    with pytest.raises(LoadFailed, match="multiples of 128"):
+        fp8.convert(model, "fp8_block", "experts", fp8.REFERENCE)
+
+
 def test_fp8_is_native_where_the_rung_is_asked_for_and_can_be_and_emulated_elsewhere():
-    asked = "grouped_experts+fp8"
-    assert support("fp8", H200, None, asked).mode == "native"
-    for device, rungs in (
-        (H200, "default"),
-        (H200, "none"),
-        (replace(H200, sm=80), asked),
-        (replace(H200, sm=89), asked),
-    ):
-        assert support("fp8", device, None, rungs).mode == "emulated"
-    assert support("fp8_block", H200, None, asked).mode == "emulated"
+    wanted = "grouped_experts+fp8"
+    for precision in ("fp8", "fp8_block"):
+        for sm in (89, 90, 100, 103, 120):
+            assert support(precision, replace(H200, sm=sm), None, wanted).mode == "native"
+        for device, rungs in ((H200, "default"), (H200, "none"), (replace(H200, sm=80), wanted)):
+            assert support(precision, device, None, rungs).mode == "emulated"
     assert [rung.name for rung in LADDER if rung.changes_output] == ["fp8", "fp8_kv"]
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_the_fused_step_reads_experts_that_are_fp8_and_none_that_are_emulated(precision):
+    assert "fused_step" in asked("grouped_experts+fp8+fused_step", precision, H200).on
+    assert "not emulated" in asked("grouped_experts+fused_step", precision, H200).off["fused_step"]

@@ -12,9 +12,12 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness.precision import EMULATED, NATIVE
 from harness.provenance import joined, kind_of
-from harness_hf import fp8
 
-SCALED, EMULATION = "a scale per tensor, activations' taken anew", "emulated: values pass through the format"
+SCALED = {
+    "fp8": "a scale per tensor, activations' taken anew",
+    "fp8_block": "a scale per 128 x 128, activations' per 1 x 128, taken anew",
+}
+EMULATION = "emulated: values pass through the format"
 SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
 
 
@@ -32,7 +35,7 @@ def described(model: PreTrainedModel) -> Iterator[tuple[str, dict[str, Any]]]:
             {
                 "kind": kind,
                 "module": type(module).__name__,
-                "quant_method": precision and (SCALED if native else EMULATION),
+                "quant_method": SCALED[native] if native else precision and EMULATION,
                 "backend": backend,
                 "kernel": _function(module, backend),
                 "format": precision or joined(SHORT.get(weight.dtype, str(weight.dtype)) for weight in weights),
@@ -44,12 +47,10 @@ def described(model: PreTrainedModel) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _function(module: nn.Module, backend: str | None) -> str | None:
-    if backend == fp8.NAME:
-        return "torch._scaled_grouped_mm"
+    if multiplied_by := getattr(module, "multiplied_by", None):
+        return multiplied_by
     if backend in ALL_EXPERTS_FUNCTIONS.valid_keys():
         return ALL_EXPERTS_FUNCTIONS[backend].__name__
-    if isinstance(module, fp8.Fp8Linear):
-        return "torch._scaled_mm"
     if isinstance(module, nn.Embedding):
         return "torch.nn.functional.embedding"
     return "torch.nn.functional.linear" if isinstance(module, nn.Linear) else None

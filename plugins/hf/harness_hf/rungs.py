@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NODES = Path("/sys/devices/system/node")
 NOT_ASKED = "not asked for"
+FP8 = ("fp8", "fp8_block")  # per tensor, in blocks
 
 
 def _anywhere(precision: str, device: Device) -> str | None:
@@ -52,17 +53,19 @@ def _compile(precision: str, device: Device) -> str | None:
 
 
 def _fused_step(precision: str, device: Device) -> str | None:
-    return _on_a_gpu(precision, device) if precision in ("bf16", "fp8") else "its kernels are for BF16 and FP8"
+    if precision not in ("bf16", *FP8):
+        return "its kernels are for BF16 and FP8"
+    if device.kind == "cuda" and not PRECISIONS["bf16"].on_tensor_cores(device.sm or 0):
+        return f"BF16 tensor cores need {PRECISIONS['bf16'].tensor_cores}"
+    return _on_a_gpu(precision, device)
 
 
 def _fp8(precision: str, device: Device) -> str | None:
-    if precision not in ("fp8", "fp8_block"):
+    if precision not in FP8:
         return f"{precision} has no FP8 products"
     if device.kind != "cuda" or not PRECISIONS[precision].on_tensor_cores(device.sm or 0):
         return f"FP8 tensor cores need {PRECISIONS[precision].tensor_cores}"
-    if precision == "fp8_block":
-        return "PyTorch has no grouped product with scales per 128 x 128"
-    return None if device.sm == 90 else "PyTorch's scaled grouped product is for SM 90"
+    return None
 
 
 _FIXED, _GRAPH = ("static_cache",), ("static_cache", "grouped_experts")
@@ -149,7 +152,7 @@ def asked(text: str, precision: str, device: Device) -> Asked:
         missing = [need for need in rung.needs if need not in names]
         if why := rung.problem(precision, device) or (f"needs {', '.join(missing)}" if missing else None):
             found = found.without(rung.name, why)
-    if precision == "fp8" and "fp8" not in found.on:
+    if precision in FP8 and "fp8" not in found.on:
         found = found.without("fused_step", "needs fp8: its kernels read weights that are FP8, not emulated")
     for rung in LADDER:  # a plan never asks for both
         for name in rung.replaces if rung.name in found.on else ():

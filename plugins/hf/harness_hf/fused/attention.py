@@ -40,12 +40,12 @@ def attend(
     sums, (highest, weight) = partial
     splits = sums.shape[2]
     q_norm, k_norm = norms or (None, None)
-    _attend[(rows * heads, splits)](
+    _attention_split[(rows * heads, splits)](
         qkv_AX, q_norm, k_norm, *rotation, keys_AHSD, values_AHSD, sums, highest, weight, position_1, scale, eps, room,
         heads, group, max(16, triton.next_power_of_2(group)), width // 2, splits, window or 0, norms is not None,
         32 if splits > 8 else 64, num_warps=4, num_stages=2,
     )  # fmt: skip
-    _combine[(rows * heads * group,)](
+    _attention_combine[(rows * heads * group,)](
         sums, highest, weight, sinks_H, out_AX, heads * group, width, splits, sinks_H is not None, num_warps=2
     )
     return out_AX
@@ -64,7 +64,7 @@ def _rotated(lo, hi, lo_norm, hi_norm, cos, sin, eps, HALF: tl.constexpr, HAS_NO
 
 
 @triton.jit
-def _attend(
+def _attention_split(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, sums_ptr, highest_ptr, weight_ptr,
     position_ptr, scale, eps, room,
     HEADS: tl.constexpr, GROUP: tl.constexpr, TILE_G: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr,
@@ -147,7 +147,7 @@ def _attend(
 
 
 @triton.jit
-def _combine(
+def _attention_combine(
     sums_ptr, highest_ptr, weight_ptr, sinks_ptr, out_ptr,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip

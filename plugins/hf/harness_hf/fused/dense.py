@@ -6,10 +6,13 @@ as their tall operand. No tile is masked along the summed dimension: its width d
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
+H200_SHARED = 232448
 PROGRAMS = 264  # at least two for each of an H200's 132 processors, so that loads of one hide the waits of another
 
 
@@ -33,9 +36,10 @@ def linear(
     tile_t = token_tile(tokens)
     tile_o = out_tile(outs, tile_t)
     tile_i = sum_tile(width, 512 if tile_t == 1 else 256 if tile_o == 16 else 128)
-    stages = stages_of((tile_o + tile_t) * tile_i * weight_OI.element_size(), triton.cdiv(outs, tile_o))
+    size = (tile_o + tile_t) * tile_i * weight_OI.element_size()
+    stages = stages_of(size, triton.cdiv(outs, tile_o), shared_memory(weight_OI.device))
     values_AB, indices_AB = best or (None, None)
-    _linear[(triton.cdiv(outs, tile_o),)](
+    _dense_linear[(triton.cdiv(outs, tile_o),)](
         x_AI, norm_I, weight_OI, bias_O, residual_AO, out_AO, values_AB, indices_AB, tokens, outs, eps,
         width, norm_I is not None, bias_O is not None, residual_AO is not None, best is not None,
         tile_t, tile_o, tile_i, stages, num_warps=4, num_stages=stages,
@@ -46,7 +50,7 @@ def linear(
 def _normed(x_AI: torch.Tensor, norm_I: torch.Tensor, eps: float) -> torch.Tensor:
     tokens, width = x_AI.shape
     out_AI = torch.empty_like(x_AI)
-    _norm[(tokens,)](x_AI, norm_I, out_AI, eps, width, triton.next_power_of_2(width), num_warps=4)
+    _rms_norm[(tokens,)](x_AI, norm_I, out_AI, eps, width, triton.next_power_of_2(width), num_warps=4)
     return out_AI
 
 
@@ -68,15 +72,23 @@ def sum_tile(width: int, most: int) -> int:
     return min(width & -width, most)
 
 
-def stages_of(size: int, programs: int) -> int:
+def stages_of(size: int, programs: int, shared: int) -> int:
     """How many tiles of `size` bytes are on their way: three, and more where they fit 48 KiB, so that four programs fit
-    a processor, or where it has no four. A program may have 220 KiB."""
+    a processor, or where it has no four; never more than a program may hold."""
     room = 196608 if programs <= PROGRAMS else 49152
-    return min(6, max(3, room // size), 225280 // size)
+    return max(1, min(6, max(3, room // size), shared // size))
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may hold; of a GPU that does not say those of the smallest from SM 86 on."""
+    if device.type != "cuda":
+        return H200_SHARED
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 101376)
 
 
 @triton.jit
-def _linear(
+def _dense_linear(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, values_ptr, indices_ptr, tokens, outs, eps,
     WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     PICKS: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
@@ -128,7 +140,7 @@ def _linear(
 
 
 @triton.jit
-def _norm(x_ptr, norm_ptr, out_ptr, eps, WIDTH: tl.constexpr, TILE: tl.constexpr):
+def _rms_norm(x_ptr, norm_ptr, out_ptr, eps, WIDTH: tl.constexpr, TILE: tl.constexpr):
     """Program: one token."""
     i = tl.arange(0, TILE)
     place_I = tl.program_id(0) * WIDTH + i
@@ -156,7 +168,7 @@ def embed(
 
 
 @triton.jit
-def pick(
+def pick_argmax(
     values_ptr, indices_ptr, token_ptr, history_ptr, highest_ptr, position_ptr, next_ptr, room,
     TILES: tl.constexpr, TILE: tl.constexpr,
 ) -> None:  # fmt: skip

@@ -64,7 +64,7 @@ def run_experts(
     tile_t = 1 if is_one and up.scaling != BLOCK else 16
     tile_p = triton.next_power_of_2(tokens * top)
     hidden_amax, act_amax = (None, None) if amax_2 is None else (amax_2[0:1], amax_2[1:2])
-    _up[(top if is_one else experts, inner // (tile := _rows(up, inner, tile_t)))](
+    _experts_gate_up[(top if is_one else experts, inner // (tile := _rows(up, inner, tile_t)))](
         hidden_AH, ids_AK, up.weight_EOI, up.bias_EO, up.scale, act_PI, hidden_amax, act_amax, tokens * top,
         gate.alpha, gate.limit or 0.0, width, inner, top, *_strides(up), gate.is_interleaved, gate.limit is not None,
         up.bias_EO is not None, up.scaling, is_one, tile_p, tile_t, tile, _sum_tile(up, width, tile_t),
@@ -72,19 +72,19 @@ def run_experts(
     )  # fmt: skip
     if is_one:
         tile = 8 if width % 8 == 0 else 1
-        _down_one[(width // tile,)](
+        _experts_down_of_one_token[(width // tile,)](
             act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, x_AH, out_AH, act_amax,
             inner, width, top, *_strides(down), down.bias_EO is not None, down.scaling, tile, _sum_tile(down, inner, 1),
             num_warps=_warps(down, 1),
         )  # fmt: skip
         return out_AH
     tile = 2 * _rows(down, width // 2, tile_t)
-    _down[(experts, width // tile)](
+    _experts_down[(experts, width // tile)](
         act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, parts_PH, act_amax, tokens * top,
         inner, width, *_strides(down), down.bias_EO is not None, down.scaling, tile_p, tile_t, tile,
         _sum_tile(down, inner, tile_t), num_warps=4, num_stages=3,
     )  # fmt: skip
-    _sum[(tokens, triton.cdiv(width, 512))](parts_PH, x_AH, out_AH, width, top, 512, num_warps=4)
+    _experts_sum[(tokens, triton.cdiv(width, 512))](parts_PH, x_AH, out_AH, width, top, 512, num_warps=4)
     return out_AH
 
 
@@ -153,7 +153,7 @@ def _gate_up(
 
 
 @triton.jit
-def _up(
+def _experts_gate_up(
     hidden_ptr, ids_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, pairs, alpha, limit,
     WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
@@ -183,7 +183,7 @@ def _up(
 
 
 @triton.jit
-def _down(
+def _experts_down(
     act_ptr, ids_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, pairs,
     INNER: tl.constexpr, WIDTH: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
@@ -206,7 +206,7 @@ def _down(
 
 
 @triton.jit
-def _down_one(
+def _experts_down_of_one_token(
     act_ptr, ids_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, x_ptr, out_ptr, amax_ptr,
     INNER: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
@@ -242,7 +242,7 @@ def _down_one(
 
 
 @triton.jit
-def _sum(parts_ptr, x_ptr, out_ptr, WIDTH: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr):
+def _experts_sum(parts_ptr, x_ptr, out_ptr, WIDTH: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr):
     """Program: a part of one token, over its experts in their order."""
     row = tl.program_id(0)
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)

@@ -42,19 +42,19 @@ def route(
     tokens, width = x_AH.shape
     experts = router.weight_EH.shape[0]
     part = min(EXPERTS_A_PROGRAM, experts)
-    _logits[(tokens, triton.cdiv(experts, part))](
+    _router_linear[(tokens, triton.cdiv(experts, part))](
         x_AH, router.norm_H, router.weight_EH, router.bias_E, hidden_AH, logits_AE, amax_1, experts, router.eps, width,
         triton.next_power_of_2(width), part, router.bias_E is not None, router.is_rounded_first, amax_1 is not None,
         num_warps=4,
     )  # fmt: skip
-    _choose[(tokens,)](
+    _router_topk[(tokens,)](
         logits_AE, ids_AK, weights_AK, hidden_AH, experts, router.top, triton.next_power_of_2(experts),
         router.is_of_chosen, not router.is_exact, num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit
-def _logits(
+def _router_linear(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, hidden_ptr, logits_ptr, amax_ptr, experts, eps,
     WIDTH: tl.constexpr, TILE_H: tl.constexpr, TILE_E: tl.constexpr,
     HAS_BIAS: tl.constexpr, ROUNDS_FIRST: tl.constexpr, HAS_AMAX: tl.constexpr,
@@ -85,7 +85,7 @@ def _logits(
 
 
 @triton.jit
-def _choose(
+def _router_topk(
     logits_ptr, ids_ptr, weights_ptr, hidden_ptr, experts,
     TOP: tl.constexpr, TILE_E: tl.constexpr, OF_CHOSEN: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip

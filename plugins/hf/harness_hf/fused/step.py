@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from harness import Unsupported
 from harness_hf.fused.attention import attend, splits_of
-from harness_hf.fused.dense import embed, linear, out_tile, pick, token_tile
+from harness_hf.fused.dense import embed, linear, out_tile, pick_argmax, token_tile
 from harness_hf.fused.experts import Gate, Matrices, run_experts
 from harness_hf.fused.quantise import quantised
 from harness_hf.fused.routing import Router, route
@@ -99,7 +99,7 @@ def _layer(layer: nn.Module, config: object, precision: str) -> Layer:
 
 def _matrices(experts: nn.Module, name: str, precision: str) -> Matrices:
     """One product of the experts. A row of each matrix becomes contiguous, where it was not, in the model too: its
-    shape stays. Experts that hold E4M3 already, with a scale each, are taken as they are."""
+    shape stays. Experts that hold E4M3 already, with scales of matrices or of blocks, are taken as they are."""
     parameter, bias_EO = getattr(experts, name), getattr(experts, f"{name}_bias", None)
     weight_EOI = parameter.data.mT if experts.is_transposed else parameter.data
     if weight_EOI.stride(-1) != 1:
@@ -199,7 +199,7 @@ class Step:
                 self._parts_PH, x, amax_2,
             )  # fmt: skip
         linear(x, weights.head_VH, self.logits_AV, weights.norm_H, eps, best=self._best)
-        pick[(rows,)](
+        pick_argmax[(rows,)](
             *self._best, self.token_A, self.history_AS, self.highest_AS, self._position_1, self._next_1,
             self.history_AS.shape[1], self._best[0].shape[1], 1024,
         )  # fmt: skip
