@@ -51,6 +51,7 @@ class EngineSpec:
     oldest: str = ""  # version of requires[-1] that it was written for; an older one is refused
     holds: str = ""  # a file of its package, "package/module.py", that an empty placeholder of that name lacks
     rungs: tuple[Rung, ...] = ()  # in the order of the ladder: what is needed comes before what needs it
+    rungs_with_tp: tuple[str, ...] | None = None  # those that hold on a model that is cut over GPUs; None: all
 
 
 def backend_of(engine: EngineSpec, setup: Setup, device: Device, version: str | None) -> str | None:

@@ -137,6 +137,7 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
     from dataclasses import replace
 
     from harness import device
+    from harness.cells import AND
     from harness.columns import columns
     from harness.errors import UsageError
     from harness.judging.table import print_verdict
@@ -147,12 +148,15 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
     ranks = tuple(tp for tp in (1, 2, 4, 8) if tp <= here.count)
     if here.kind != "cuda" or len(ranks) < 2:
         raise UsageError("one GPU or none here: there is nothing to scale over")
-    if "tp" not in discover().engines[options.engines[0]].options:
-        raise UsageError(f"{options.engines[0]} has no tensor parallelism")
+    engine = discover().engines[options.engines[0]]
+    if "tp" not in engine.options:
+        raise UsageError(f"{engine.name} has no tensor parallelism")
+    alike = engine.rungs_with_tp  # one rank and several must run the same
     result = perform(
         replace(
             options,
             tp=ranks,
+            rungs=options.rungs if alike is None else (AND.join(alike),),
             precisions=options.precisions[:1],
             workloads=("perf",),
             profiler="torch",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from harness import EngineSpec, Support, hookimpl
 from harness.precision import EMULATED, NATIVE, PRECISIONS, UNSUPPORTED
 from harness_hf.kept import keep_compiled_code
-from harness_hf.rungs import LADDER, asked
+from harness_hf.rungs import LADDER, WITH_TP, asked
 
 if TYPE_CHECKING:
     from harness import Load, Session
@@ -27,8 +27,9 @@ def harness_register_engines() -> list[EngineSpec]:
             capabilities=frozenset({"generate", "score", "logits", "sample", "torch_profiler", "nsys"}),
             support=support,
             load=load,
-            options=frozenset({"quantize", "moe_backend"}),
+            options=frozenset({"quantize", "moe_backend", "tp"}),
             rungs=LADDER,
+            rungs_with_tp=WITH_TP,
         )
     ]
 
@@ -56,6 +57,10 @@ def support(precision: str, device: Device, version: str | None, rungs: str = "d
 
 def load(load: Load) -> Session:
     keep_compiled_code()
+    if load.setup.tp > 1:
+        from harness_hf.ranks import Ranks
+
+        return Ranks(load)
     from harness_hf.session import HfSession
 
     return HfSession(load)

@@ -17,7 +17,7 @@ import transformers
 
 from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Setup, Unsupported, device, provenance
 from harness_hf import fp8, fused, machine, proofs, rungs
-from harness_hf.checkpoint import open_model
+from harness_hf.checkpoint import local, open_model
 from harness_hf.decode import OnLogits, decoder_of, ignore, plain_beside
 from harness_hf.layers import described, dtype_name
 from harness_hf.prefill import Pieces, SharedPrefix
@@ -73,8 +73,10 @@ class HfSession:
     def _convert(self, setup: Setup) -> dict[str, int]:
         if setup.precision in provenance.PLAIN:
             return {}
+        if "fp8" in self._rungs.on and (why := fp8.missing(setup.precision, self._device)):
+            self._rungs = self._rungs.without("fp8", why)
         if "fp8" in self._rungs.on:
-            return fp8.convert(self._model, setup.quantize)
+            return fp8.convert(self._model, setup.precision, setup.quantize)
         from harness_hf.emulate import emulate  # half a second of imports that others need not wait for
 
         return emulate(self._model, setup.precision, setup.quantize)
@@ -115,6 +117,10 @@ class HfSession:
             },
         }
         return {**found, "unread": {name: REASONS.get(name, "") for name, value in found.items() if value is None}}
+
+    def parameters_here(self) -> int:
+        """Those on this device; of a model that is cut over several, its part."""
+        return sum(parameter.numel() for parameter in map(local, self._model.parameters()))
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         tokens, times, started, finished = self._generate(prompts, output_len, ignore)
@@ -245,12 +251,26 @@ def _prepared(load: Load) -> tuple[rungs.Asked, frozenset[int] | None]:
     if not torch.cuda.is_available():  # PyTorch for CPUs, whatever else the machine has
         here = replace(here, kind="cpu", sm=None)
     asked = rungs.asked(setup.rungs, setup.precision, here)
+    if setup.tp > 1:
+        asked = _cut(asked, setup.tp)
     if setup.quantize == "linear" and setup.precision not in provenance.PLAIN:
         asked = asked.without("fused_projections", "--quantize linear converts each layer by itself")
         asked = asked.without("fused_step", "--quantize linear: its attention layers are BF16")
     if "tf32" in asked.on:
         machine.allow_tf32()
     return asked, machine.bind_to_gpu() if "numa" in asked.on else None
+
+
+def _cut(asked: rungs.Asked, tp: int) -> rungs.Asked:
+    """What holds where each rank has a part of the model. Raises Unsupported for a rung asked for by its name."""
+    lost = [name for name in rungs.NAMES if name in asked.on and name not in rungs.WITH_TP]
+    if lost and asked.by_name:
+        raise Unsupported(
+            f"--tp {tp}: of the hf engine's rungs only {', '.join(rungs.WITH_TP)} hold, not {', '.join(lost)}"
+        )
+    for name in lost:
+        asked = asked.without(name, f"--tp {tp}: not tried on a model that is cut")
+    return asked
 
 
 def _threads(model: torch.nn.Module) -> tuple[int, int]:
