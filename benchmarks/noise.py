@@ -19,9 +19,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median, stdev
+from statistics import median
 
 from harness import Generation, device, plugins
 from harness.cells import Cell, Load, Setup
@@ -30,7 +30,7 @@ from harness.launcher import Outcome
 from harness.model import models
 from harness.planning.schedule import Policy
 from harness.recording import records
-from harness.recording import rounds as rounds_of_cells
+from harness.recording.rounds import wants_more
 from harness.recording.stats import LEAST_ROUNDS, PERCENT, common_rounds, interval_of_gap, merged, statistics, student
 from harness.working.inputs import Inputs
 from harness.workloads import perf
@@ -41,26 +41,29 @@ BATCH, INPUT_LEN, OUTPUT_LEN = 1, 8, 2
 
 @dataclass(frozen=True)
 class Slowed:
-    """A session that takes longer by a share of the time it took."""
+    """A session whose every time since a pass's start is longer by a share. By arithmetic, so that it is this share and
+    no more: after a wait of 5 % the prefill of the next pass takes 1 to 2 % longer, too."""
 
     session: object
     share: float
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         found = self.session.generate(prompts, output_len)
-        until = found.finished_ns + self.share * (found.finished_ns - found.started_ns)
-        while time.perf_counter_ns() < until:
-            pass
-        return Generation(found.started_ns, time.perf_counter_ns(), found.responses)
+
+        def later(ns: int) -> int:
+            return found.started_ns + round((1 + self.share) * (ns - found.started_ns))
+
+        responses = tuple(replace(each, token_ns=tuple(map(later, each.token_ns))) for each in found.responses)
+        return Generation(found.started_ns, later(found.finished_ns), responses)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="at least; a sweep's --repeats")
-    parser.add_argument("--max-rounds", type=int, default=400, help="at most; as many as --rounds: neither more nor less")
-    parser.add_argument("--ci-width", type=float, default=0.05, help="a cell whose interval is so narrow is done")
-    parser.add_argument("--iterations", type=int, default=3, help="of one round")
+    parser.add_argument("--rounds", type=int, default=50, help="at least, what a sweep calls --repeats")
+    parser.add_argument("--max-rounds", type=int, default=280, help="at most; equal to --rounds: so many of each")
+    parser.add_argument("--ci-width", type=float, default=0.03, help="a cell whose interval is so narrow is done")
+    parser.add_argument("--iterations", type=int, default=1, help="of one round")
     parser.add_argument("--simulated", type=int, metavar="PAIRS", help="of each kind of noise; nothing is measured")
     asked = parser.parse_args()
     if asked.simulated:
@@ -76,8 +79,8 @@ def measure(pairs: int, policy: Policy, iterations: int) -> None:
     verdicts = {"the same": Counter(), f"{SLOWER:.0%} slower": Counter()}
     differing, widths, rounds = Counter(), [], []
     for pair in range(pairs):
-        wants_more = partial(rounds_of_cells.wants_more, policy, cell)
-        same, a, slower = _in_turn([partial(make, each, f"pair {pair}") for each in (session, session, slowed)], wants_more)
+        makes = [partial(make, each, f"pair {pair}") for each in (session, session, slowed)]
+        same, a, slower = _in_turn(makes, partial(wants_more, policy, cell))
         found = {name: one.verdict for name, one in compare(a, same).metrics.items()}
         differing.update(name for name, verdict in found.items() if verdict != SAME)
         verdicts["the same"][SAME if set(found.values()) == {SAME} else "a difference in some metric"] += 1
@@ -87,8 +90,10 @@ def measure(pairs: int, policy: Policy, iterations: int) -> None:
         seen = ", ".join(f"{name}: {dict(counts)}" for name, counts in verdicts.items())
         print(f"{pair + 1} of {pairs} pairs; {rounds[-1]} rounds; {seen}", file=sys.stderr)
     session.close()
-    print(f"{pairs} pairs of each kind, rounds of {iterations} iterations, {policy.rounds} to {policy.max_rounds} of them,")
-    print(f"until a cell's interval of {PERCENT} is {policy.ci_width:.1%} of its median latency wide")
+    print(
+        f"{pairs} pairs of each kind; {policy.rounds} to {policy.max_rounds} rounds, iterations in each: {iterations}"
+    )
+    print(f"a cell is done when the {PERCENT} interval of its median latency is {policy.ci_width:.1%} wide")
     print(f"load average {load_before[0]:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
     print(f"width in the end: {median(widths):.1%} (median), {max(widths):.1%} (most)")
     print(f"rounds compared of a cell and a slower one: {median(rounds):g} (median), {max(rounds)} (most)")
@@ -100,16 +105,17 @@ def measure(pairs: int, policy: Policy, iterations: int) -> None:
     print(f"{time.perf_counter() - started:.0f} s")
 
 
-def _in_turn(makes: Sequence[Callable[[int], dict]], wants_more: Callable[[dict], bool]) -> list[dict]:
-    """A record of each cell, of as many rounds as it wants; each round goes backwards through the cells of the one
+def _in_turn(makes: Sequence[Callable[[int], dict]], is_to_repeat: Callable[[dict], bool]) -> list[dict]:
+    """A record of each cell, of as many rounds as it needs; each round goes backwards through the cells of the one
     before, as in a sweep, so that a drift of the machine favours none of them."""
     found: list[dict] = [{}] * len(makes)
     turns = list(range(len(makes)))
     for index in itertools.count():
-        made = [(place, makes[place](index)) for place in turns]  # merged afterwards: nothing comes between passes
+        makes[turns[0]](index)  # not kept: after the merging, the first pass of a round takes longer than the next
+        made = [(place, makes[place](index)) for place in turns]
         for place, record in made:
             found[place] = merged([found[place], record]) if found[place] else record
-        turns = [place for place in reversed(turns) if wants_more(found[place])]
+        turns = [place for place in reversed(turns) if is_to_repeat(found[place])]
         if not turns:
             return found
 
@@ -117,7 +123,7 @@ def _in_turn(makes: Sequence[Callable[[int], dict]], wants_more: Callable[[dict]
 def _session(iterations: int) -> tuple[object, Cell, Callable[[object, str, int], dict]]:
     """A loaded model, the cell that is measured, and what measures one round of it and makes the record."""
     engine, model, here = plugins.discover().engines["hf"], models.resolve(models.DEFAULT), device.detect()
-    parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 1}
+    parameters = {"batch_size": BATCH, "input_len": INPUT_LEN, "output_len": OUTPUT_LEN, "warmup_iterations": 0}
     parameters["num_iterations"] = iterations
     setup = Setup(engine.name, model.name, model.path, "bf16")
     cell = Cell(setup, "perf", parameters, engine.support("bf16", here, None))
@@ -173,7 +179,22 @@ MACHINES = (
     Machine("a neighbour at every tenth start", spikes=0.1),
     Machine("all of it", shared=0.03, stays=0.8, drift=0.003, spikes=0.05),
 )
-WIDTHS, LUCK, MAX_ROUNDS = (0.02, 0.05, 0.1), (0.003, 0.01, 0.02), 20
+WIDTHS = (0.02, 0.03, 0.05, 0.1)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A machine whose cells are measured until their intervals are narrow."""
+
+    luck: float  # each start's own
+    shared: float  # from round to round, of both cells
+    least: int = LEAST_ROUNDS  # rounds
+    most: int = 20
+
+
+# The last two are as wide as what `measure` met on a quiet and on a busy host, with its least and most rounds.
+STOPPED = (Stopped(0.003, 0.01), Stopped(0.01, 0.01), Stopped(0.02, 0.01))
+STOPPED += (Stopped(0.05, 0.08, 50, 280), Stopped(0.09, 0.2, 50, 280))
 
 
 def simulate(pairs: int) -> None:
@@ -184,12 +205,12 @@ def simulate(pairs: int) -> None:
     for machine in MACHINES:
         shown = [f"{_rates(machine, pairs, rounds, order):>14}" for rounds, order in columns]
         print(f"{machine.name:<34}" + "".join(shown))
-    print("in turn, 20 rounds at most, stopped when narrow; alarms / found / mean rounds compared")
-    print(" " * 44 + "".join(f"{f'--ci-width {width}':>22}" for width in WIDTHS))
-    for luck, stop in itertools.product(LUCK, (max, min)):
-        name = f"each start has {luck:.1%} luck, {'both stop together' if stop is max else 'each stops alone'}"
-        shown = [f"{_stopped(luck, width, stop, pairs):>22}" for width in WIDTHS]
-        print(f"{name:<44}" + "".join(shown))
+    print("in turn, stopped when narrow; in percent alarms / found, mean rounds compared")
+    print(" " * 62 + "".join(f"{f'--ci-width {width}':>20}" for width in WIDTHS))
+    for machine, stop in itertools.product(STOPPED, (max, min)):
+        name = f"{machine.luck:.1%} luck, {machine.shared:.0%} shared, {machine.least} to {machine.most} rounds, "
+        name += "both stop together" if stop is max else "each stops alone"
+        print(f"{name:<62}" + "".join(f"{_stopped(machine, width, stop, pairs):>20}" for width in WIDTHS))
 
 
 def _rates(machine: Machine, pairs: int, rounds: int, order: str) -> str:
@@ -208,13 +229,13 @@ def _rates(machine: Machine, pairs: int, rounds: int, order: str) -> str:
     return f"{100 * alarms / pairs:.1f} / {100 * found / pairs:.0f}"
 
 
-def _stopped(luck: float, width: float, stop: Callable[[int, int], int], pairs: int) -> str:
-    """A machine that changes by 1 % from round to round, and `luck` of each start; compared is what both have."""
-    draw, alarms, found, rounds = random.Random(f"{luck} {width}"), 0, 0, 0
+def _stopped(machine: Stopped, width: float, stop: Callable[[int, int], int], pairs: int) -> str:
+    """Compared are the rounds that both cells have."""
+    draw, alarms, found, rounds = random.Random(f"{machine.luck} {width}"), 0, 0, 0
     for _ in range(pairs):
-        shared = [draw.gauss(0, 0.01) for _ in range(MAX_ROUNDS)]
-        sides = [[level + draw.gauss(0, luck) for level in shared] for _ in range(2)]
-        common = stop(*(_narrow_from(side, width) for side in sides))
+        shared = [draw.gauss(0, machine.shared) for _ in range(machine.most)]
+        sides = [[level + draw.gauss(0, machine.luck) for level in shared] for _ in range(2)]
+        common = stop(*(_narrow_from(side, machine.least, width) for side in sides))
         low, high = interval_of_gap(*(side[:common] for side in sides), is_paired=True)
         alarms += not low <= 0 <= high
         found += low + math.log(1 + SLOWER) > 0
@@ -222,9 +243,12 @@ def _stopped(luck: float, width: float, stop: Callable[[int, int], int], pairs: 
     return f"{100 * alarms / pairs:.1f} / {100 * found / pairs:.0f} / {rounds / pairs:.1f}"
 
 
-def _narrow_from(logs: Sequence[float], width: float) -> int:
-    for n in range(LEAST_ROUNDS, len(logs)):
-        if 2 * student(n - 1) * stdev(logs[:n]) / math.sqrt(n) <= width:
+def _narrow_from(logs: Sequence[float], least: int, width: float) -> int:
+    """As `harness.recording.stats.is_narrow`, but without a record of every round."""
+    total = squares = 0.0
+    for n, value in enumerate(logs, start=1):
+        total, squares = total + value, squares + value**2
+        if n >= least and 2 * student(n - 1) * math.sqrt(max(0.0, squares - total**2 / n) / (n - 1) / n) <= width:
             return n
     return len(logs)
 
