@@ -3,8 +3,9 @@
     python benchmarks/noise.py                     # 100 pairs of each kind on the hf engine, here and now
     python benchmarks/noise.py --simulated 2000    # the same question to a machine that is made up, in many kinds
 
-Each pair is measured in rounds in turn, merged and compared by the functions that `harness sweep` and `harness compare`
-use. All rounds come from one loaded model; on a shared machine most of the noise is of the hour, and that is real.
+Each pair is measured in rounds in turn, merged, repeated until its intervals are narrow, and compared by the functions
+that `harness sweep` and `harness compare` use. All rounds come from one loaded model; on a shared machine most of the
+noise is of the hour, and that is real.
 """
 
 from __future__ import annotations
@@ -90,9 +91,7 @@ def measure(pairs: int, policy: Policy, iterations: int) -> None:
         seen = ", ".join(f"{name}: {dict(counts)}" for name, counts in verdicts.items())
         print(f"{pair + 1} of {pairs} pairs; {rounds[-1]} rounds; {seen}", file=sys.stderr)
     session.close()
-    print(
-        f"{pairs} pairs of each kind; {policy.rounds} to {policy.max_rounds} rounds, iterations in each: {iterations}"
-    )
+    print(f"{pairs} pairs of each kind, {policy.rounds} to {policy.max_rounds} rounds of so many passes: {iterations}")
     print(f"a cell is done when the {PERCENT} interval of its median latency is {policy.ci_width:.1%} wide")
     print(f"load average {load_before[0]:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
     print(f"width in the end: {median(widths):.1%} (median), {max(widths):.1%} (most)")
