@@ -10,7 +10,7 @@ from harness.cells import Cell, Load, Setup
 from harness.engine import Sampling
 from harness.model import models
 from harness.precision import NATIVE, Support
-from harness.testing import EngineConformance, LogitsConformance
+from harness.testing import TEXT, EngineConformance, LogitsConformance
 
 
 def load_for(engine, workload: str) -> Load:
@@ -18,7 +18,7 @@ def load_for(engine, workload: str) -> Load:
     model = models.resolve(models.DEFAULT)
     setup = Setup(engine=engine.name, model=model.name, path=model.path, precision="bf16")
     support = engine.support("bf16", device.detect(), metadata.version("tensorrt-llm"))
-    parameters = {"batch_size": 3, "input_len": 16, "output_len": 8}
+    parameters = {"batch_size": 3, "input_len": len(TEXT), "output_len": 8}
     return Load(setup, (Cell(setup, workload, parameters, support),), support.mode)
 
 
