@@ -45,8 +45,8 @@ class Products:
 
 
 def products_of(precision: str, device: torch.device) -> Products:
-    """PyTorch's where it has one: of experts per tensor on SM 90, of one matrix per tensor; else Triton's. PyTorch's
-    product of one matrix in blocks is for SM 90 only, with scales in a layout that changes with its version."""
+    """PyTorch's where it has one: of experts per tensor on SM 90, of one matrix per tensor; else Triton's. PyTorch
+    chooses its product in blocks by the shapes and strides of the scales; it was not tried, so it is not used."""
     if _is_in_torch(precision, device):
         return TORCH
     from harness_hf.fused import grouped  # imports Triton, which PyTorch for CPUs does not bring
