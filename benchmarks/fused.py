@@ -177,7 +177,7 @@ def parts(step: Step, position: int) -> Iterator[tuple[str, int, Callable[[Layer
     )
     yield f"experts ({active})", active * one, lambda layer, index: run_experts(
         step._hidden_AH, y, step._ids_AK, step._shares_AK, layer.up, layer.down, layer.gate, step._act_PI,
-        step._parts_PH, x, step._amax_L2[index] if layer.up.scaling == 1 else None,
+        step._parts_PH, x, step._amaxes[index],
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def parts(step: Step, position: int) -> Iterator[tuple[str, int, Callable[[Layer
 def kernels(decoder: FusedDecoder, batch_size: int, position: int, peak: float) -> None:
     step, _ = decoder._step_for(batch_size)
     layers = step._weights.layers
-    step._amax_L2.fill_(1.0)
+    step._amax_LX.fill_(1.0)
     print(f"batch {batch_size}, {position} tokens cached      us  us at peak    TB/s  % of peak")
     total = ideal = 0.0
     for name, size, call in parts(step, position):

@@ -172,6 +172,15 @@ def test_the_router_chooses_the_highest_and_of_equals_the_first(is_of_chosen):
     close(shares, odds / odds.sum(-1, keepdim=True) if is_of_chosen else odds, torch.float32)
 
 
+def test_the_router_keeps_the_highest_of_every_block_of_what_the_experts_read():
+    from harness_hf.fused.routing import Router, route
+
+    x, hidden, amax = drawn(2, 384), torch.empty(2, 384), torch.zeros(2, 3)
+    router = Router(drawn(384), drawn(6, 384), None, 1e-6, 3, True, True)
+    route(x, router, hidden, torch.empty(2, 6), torch.empty(2, 3, dtype=torch.int32), torch.empty(2, 3), amax)
+    assert torch.equal(amax, hidden.view(2, 3, 128).abs().amax(-1))
+
+
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "fp8_block"])
 def test_experts_compute_what_the_format_says(tokens, precision):
@@ -187,12 +196,13 @@ def test_experts_compute_what_the_format_says(tokens, precision):
     ids = torch.stack(
         [torch.randperm(experts, generator=torch.Generator().manual_seed(t))[:top] for t in range(tokens)]
     )
-    shares, amax = drawn(tokens, top).softmax(-1), torch.zeros(2)
-    amax[0] = hidden.abs().max()
+    shares = drawn(tokens, top).softmax(-1)
+    of_blocks = hidden.float().view(tokens, -1, 128).abs().amax(-1), torch.zeros(tokens * top, inner // 128)
+    amaxes = {"fp8": (hidden.abs().max().view(1), torch.zeros(1)), "fp8_block": of_blocks}.get(precision)
     out = run_experts(
         hidden, x, ids.int(), shares, quantised(up, None, precision), quantised(down, None, precision), Gate(),
         torch.empty(tokens * top, inner, dtype=dtype), torch.empty(tokens * top, width), torch.empty_like(x),
-        amax if precision == "fp8" else None,
+        amaxes,
     )  # fmt: skip
 
     is_fp8 = precision.startswith("fp8")

@@ -155,16 +155,16 @@ def embed(
     token_ptr, table_ptr, out_ptr, amax_ptr, next_ptr, position_ptr, amaxes,
     WIDTH: tl.constexpr, TILE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Program a: the row of token a; the first one also takes the step's position and forgets the highest activations
-    of the step before."""
+    """Program a: the row of token a; the first one also takes the step's position. Together they forget the highest
+    activations of the step before."""
     row = tl.program_id(0)
     token = tl.load(token_ptr + row)
     i = tl.arange(0, TILE)
     tl.store(out_ptr + row * WIDTH + i, tl.load(table_ptr + token * WIDTH + i, mask=i < WIDTH), mask=i < WIDTH)
     if row == 0:
         tl.store(position_ptr, tl.load(next_ptr))
-        for start in range(0, amaxes, TILE):
-            tl.store(amax_ptr + start + i, 0.0, mask=start + i < amaxes)
+    for start in range(row * TILE, amaxes, tl.num_programs(0) * TILE):
+        tl.store(amax_ptr + start + i, 0.0, mask=start + i < amaxes)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from harness_hf.fused.dense import sum_tile
-from harness_hf.fused.sums import scaled, sums
+from harness_hf.fused.sums import sums
 
 PLAIN, TENSOR, BLOCK = 0, 1, 2  # how weights and inputs are scaled
 BLOCK_SIZE = 128
@@ -54,55 +54,59 @@ def run_experts(
     act_PI: torch.Tensor,
     parts_PH: torch.Tensor,
     out_AH: torch.Tensor,
-    amax_2: torch.Tensor | None,
+    amaxes: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    """out = x + sum over the chosen of weight down(gate(up hidden)). `act`, `parts` (FP32): room to work in; `amax`:
-    of hidden and, raised here from zero, of act."""
+    """out = x + sum over the chosen of weight down(gate(up hidden)). `act`, `parts` (FP32): room to work in; `amaxes`:
+    of hidden and, raised here from zero, of act; see `amax_shape`."""
     (tokens, width), top = hidden_AH.shape, ids_AK.shape[1]
     experts, inner = up.weight_EOI.shape[0], up.weight_EOI.shape[1] // 2
     is_one = tokens == 1
-    tile_t = 1 if is_one and up.scaling != BLOCK else 16
-    tile_p = triton.next_power_of_2(tokens * top)
-    hidden_amax, act_amax = (None, None) if amax_2 is None else (amax_2[0:1], amax_2[1:2])
-    _experts_gate_up[(top if is_one else experts, inner // (tile := _rows(up, inner, tile_t)))](
+    tile_t, tile_p, programs = 1 if is_one else 16, triton.next_power_of_2(tokens * top), top if is_one else experts
+    hidden_amax, act_amax = amaxes or (None, None)
+    rows = _rows(up, inner, tile_t)
+    _experts_gate_up[(programs, inner // rows)](
         hidden_AH, ids_AK, up.weight_EOI, up.bias_EO, up.scale, act_PI, hidden_amax, act_amax, tokens * top,
         gate.alpha, gate.limit or 0.0, width, inner, top, *_strides(up), gate.is_interleaved, gate.limit is not None,
-        up.bias_EO is not None, up.scaling, is_one, tile_p, tile_t, tile, _sum_tile(up, width, tile_t),
+        up.bias_EO is not None, up.scaling, is_one, tile_p, tile_t, rows, _sum_tile(up, width, tile_t),
         num_warps=_warps(up, tile_t), num_stages=3,
     )  # fmt: skip
-    if is_one:
-        tile = 8 if width % 8 == 0 else 1
-        _experts_down_of_one_token[(width // tile,)](
-            act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, x_AH, out_AH, act_amax,
-            inner, width, top, *_strides(down), down.bias_EO is not None, down.scaling, tile, _sum_tile(down, inner, 1),
-            num_warps=_warps(down, 1),
+    if is_one and down.scaling == PLAIN:  # in one kernel; FP8 is faster in two, for its programs read too little
+        rows = 8 if width % 8 == 0 else 1
+        _experts_down_of_one_token[(width // rows,)](
+            act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, x_AH, out_AH, inner, width, top,
+            *_strides(down), down.bias_EO is not None, rows, _sum_tile(down, inner, 1), num_warps=4,
         )  # fmt: skip
         return out_AH
-    tile = 2 * _rows(down, width // 2, tile_t)
-    _experts_down[(experts, width // tile)](
+    rows = 2 * _rows(down, width // 2, tile_t)
+    _experts_down[(programs, width // rows)](
         act_PI, ids_AK, weights_AK, down.weight_EOI, down.bias_EO, down.scale, parts_PH, act_amax, tokens * top,
-        inner, width, *_strides(down), down.bias_EO is not None, down.scaling, tile_p, tile_t, tile,
-        _sum_tile(down, inner, tile_t), num_warps=4, num_stages=3,
+        inner, width, *_strides(down), down.bias_EO is not None, down.scaling, is_one, tile_p, tile_t, rows,
+        _sum_tile(down, inner, tile_t), num_warps=_warps(down, tile_t), num_stages=3,
     )  # fmt: skip
     _experts_sum[(tokens, triton.cdiv(width, 512))](parts_PH, x_AH, out_AH, width, top, 512, num_warps=4)
     return out_AH
+
+
+def amax_shape(scaling: int, rows: int, width: int) -> tuple[int, ...]:
+    """Of the largest absolute values of [rows, width]: of a tensor one, of blocks one for each 128 values of a row."""
+    return {PLAIN: (0,), TENSOR: (1,), BLOCK: (rows, width // BLOCK_SIZE)}[scaling]
 
 
 def _rows(matrices: Matrices, inner: int, tile_t: int) -> int:
     """Rows of gate, and as many of up: 32 in all stream well with one token, 64 fill a product with more. E4M3 has half
     the bytes; its sizes, here and below, are those measured fastest on an H200."""
     plain, small = (16, 8) if tile_t == 1 else (32, 64)
-    return min(inner & -inner, small if matrices.scaling == TENSOR else plain)
+    return min(inner & -inner, plain if matrices.scaling == PLAIN else small)
 
 
 def _sum_tile(matrices: Matrices, width: int, tile_t: int) -> int:
     if matrices.scaling == BLOCK:
         return BLOCK_SIZE
-    return sum_tile(width, (512 if matrices.scaling == TENSOR else 256) if tile_t == 1 else 128)
+    return sum_tile(width, 256 if tile_t == 1 else 128)
 
 
 def _warps(matrices: Matrices, tile_t: int) -> int:
-    return 2 if tile_t == 1 and matrices.scaling == TENSOR else 4
+    return 2 if tile_t == 1 and matrices.scaling != PLAIN else 4
 
 
 def _strides(matrices: Matrices) -> tuple[int, int, int]:
@@ -147,9 +151,13 @@ def _gate_up(
         up_OT = tl.clamp(up_OT, -limit, limit) + 1.0
     act_OT = (gate_OT / (1.0 + tl.exp(-alpha * gate_OT)) * up_OT).to(DTYPE)
     tl.store(act_ptr + pair_T[None, :] * INNER + n[:, None], act_OT, mask=is_pair_T[None, :])
-    if SCALING == 1:
-        exact_OT = tl.where(is_pair_T[None, :], tl.abs(act_OT.to(tl.float32)), 0.0)
-        tl.atomic_max(act_amax_ptr, tl.max(tl.max(exact_OT, axis=1), axis=0))
+    if SCALING > 0:
+        amax_T = tl.max(tl.where(is_pair_T[None, :], tl.abs(act_OT.to(tl.float32)), 0.0), axis=0)
+        if SCALING == 1:
+            tl.atomic_max(act_amax_ptr, tl.max(amax_T, axis=0))
+        else:
+            block = tl.program_id(1) * TILE_O // 128
+            tl.atomic_max(act_amax_ptr + pair_T * (INNER // 128) + block, amax_T, mask=is_pair_T)
 
 
 @triton.jit
@@ -183,34 +191,57 @@ def _experts_gate_up(
 
 
 @triton.jit
+def _down(
+    act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T, is_pair_T,
+    INNER: tl.constexpr, WIDTH: tl.constexpr,
+    STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SCALING: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+):  # fmt: skip
+    """A tile of outputs for some pairs of one expert, each times its weight."""
+    o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
+    sums_OT = sums(
+        act_ptr, pair_T, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, WIDTH, INNER,
+        STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
+    )  # fmt: skip
+    sums_OT *= tl.load(weights_ptr + pair_T, mask=is_pair_T, other=0.0)[None, :]
+    tl.store(parts_ptr + pair_T[None, :] * WIDTH + o[:, None], sums_OT, mask=is_pair_T[None, :])
+
+
+@triton.jit
 def _experts_down(
     act_ptr, ids_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, pairs,
     INNER: tl.constexpr, WIDTH: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
     HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
-    TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of outputs of one expert, for all pairs that meet it."""
-    expert = tl.program_id(0)
-    o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
-    pair_T, count = _pairs(ids_ptr, expert, 0, pairs, TILE_P, TILE_T)
-    for base in range(0, count, TILE_T):
-        pair_T, count = _pairs(ids_ptr, expert, base, pairs, TILE_P, TILE_T)
-        is_pair_T = base + tl.arange(0, TILE_T) < count
-        sums_OT = sums(
-            act_ptr, pair_T, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, WIDTH, INNER,
-            STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
+    """Program: a tile of outputs of one of the token's experts, or, with more tokens, of one of all experts."""
+    if IS_ONE:
+        slot = tl.program_id(0)
+        expert = tl.load(ids_ptr + slot)
+        t = tl.arange(0, TILE_T)
+        _down(
+            act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, slot + t, t < 1,
+            INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
         )  # fmt: skip
-        sums_OT *= tl.load(weights_ptr + pair_T, mask=is_pair_T, other=0.0)[None, :]
-        tl.store(parts_ptr + pair_T[None, :] * WIDTH + o[:, None], sums_OT, mask=is_pair_T[None, :])
+    else:
+        expert = tl.program_id(0)
+        pair_T, count = _pairs(ids_ptr, expert, 0, pairs, TILE_P, TILE_T)
+        for base in range(0, count, TILE_T):
+            pair_T, count = _pairs(ids_ptr, expert, base, pairs, TILE_P, TILE_T)
+            _down(
+                act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T,
+                base + tl.arange(0, TILE_T) < count, INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING,
+                TILE_T, TILE_O, TILE_I,
+            )  # fmt: skip
 
 
 @triton.jit
 def _experts_down_of_one_token(
-    act_ptr, ids_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, x_ptr, out_ptr, amax_ptr,
+    act_ptr, ids_ptr, weights_ptr, weight_ptr, bias_ptr, x_ptr, out_ptr,
     INNER: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr,
     STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SCALING: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
     """Program: a tile of outputs of one token, over all its experts."""
     o = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
@@ -224,15 +255,7 @@ def _experts_down_of_one_token(
         share = tl.load(weights_ptr + slot)
         weight_OI = tl.load(weight_ptr + expert * STRIDE_E + o[:, None] * STRIDE_O + (start + i)[None, :] * STRIDE_I)
         act_1I = tl.load(act_ptr + slot * INNER + start + i).to(tl.float32)[None, :]
-        if SCALING > 0:
-            act_1I, scale_1 = scaled(act_1I, amax_ptr, SCALING, 1)
-            share = share * scale_1[:, None]
-            if SCALING == 1:
-                share = share * tl.load(scale_ptr + expert)
-            else:
-                blocks = scale_ptr + (expert * (WIDTH // 128) + o // 128) * (INNER // 128) + start // 128
-                share = share * tl.load(blocks)[:, None]
-        sums_OI += weight_OI.to(tl.float32) * (act_1I.to(tl.float32) * share)
+        sums_OI += weight_OI.to(tl.float32) * (act_1I * share)
     total_O = tl.load(x_ptr + o).to(tl.float32) + tl.sum(sums_OI, axis=1)
     if HAS_BIAS:
         for slot in tl.static_range(TOP):

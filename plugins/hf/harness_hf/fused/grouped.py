@@ -28,13 +28,13 @@ def grouped(
     rows end, INT32. Nothing goes through the host: programs find their rows themselves, and a few find none."""
     (rows, width), (groups, outs, _) = rows_SI.shape, weights_EOI.shape
     is_block = weight_scale.ndim == 3
-    tile_s, tile_o, warps = _tiles(triton.cdiv(rows, groups), is_block)
+    tile_s, tile_o = _tiles(triton.cdiv(rows, groups))
     most = rows // tile_s + min(groups, rows)  # tiles of rows, however they are spread over groups
     out_SO = rows_SI.new_empty(rows, outs, dtype=torch.bfloat16)
-    _fp8_grouped_mm[(most, triton.cdiv(outs, tile_o))](
+    _fp8_grouped_mm[(triton.cdiv(outs, tile_o) * most,)](
         rows_SI.contiguous(), scale.contiguous(), weights_EOI, weight_scale, ends_E, out_SO, groups, width, outs,
         is_block, triton.next_power_of_2(groups), tile_s, tile_o, sum_tile(width, BLOCK_SIZE),
-        num_warps=warps, num_stages=3,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
     return out_SO
 
@@ -50,12 +50,12 @@ def single(
     """[S, O] BF16, of one matrix. Scales: none with a dimension, or of blocks [S, I / 128] and [O / 128, I / 128]."""
     rows, (outs, width) = len(rows_SI), weight_OI.shape
     is_block = weight_scale.ndim == 2
-    tile_s, tile_o, warps = _tiles(rows, is_block)
+    tile_s, tile_o = _tiles(rows)
     out_SO = rows_SI.new_empty(rows, outs, dtype=torch.bfloat16)
-    _fp8_scaled_mm[(triton.cdiv(rows, tile_s), triton.cdiv(outs, tile_o))](
+    _fp8_scaled_mm[(triton.cdiv(outs, tile_o) * triton.cdiv(rows, tile_s),)](
         rows_SI.contiguous(), scale.contiguous(), weight_OI, weight_scale, bias_O, out_SO, rows, width, outs,
         is_block, bias_O is not None, tile_s, tile_o, sum_tile(width, BLOCK_SIZE),
-        num_warps=warps, num_stages=3,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
     return out_SO
 
@@ -68,11 +68,11 @@ def _like(
     return rows_SI.new_empty(rows_SI.shape[0], weights.shape[-2], dtype=torch.bfloat16)
 
 
-def _tiles(rows: int, is_block: bool) -> tuple[int, int, int]:
-    """Rows and outputs of a program, and its warps. Fewer outputs where rows are few, for more programs; fewer rows in
-    blocks, whose two tiles of sums would not fit into registers: of 128 rows compilers for SM 90 and 100 spill."""
-    tile_s = min(64 if is_block else 128, max(16, triton.next_power_of_2(rows)))
-    return (tile_s, 128, 8) if tile_s > 32 else (tile_s, 64, 4)
+def _tiles(rows: int) -> tuple[int, int]:
+    """Rows and outputs of a program: of few rows few outputs, for more programs. No more than 64 rows: in blocks two
+    tiles of sums would not fit into registers, and per tensor more were no faster on an H200."""
+    tile_s = min(64, max(16, triton.next_power_of_2(rows)))
+    return (tile_s, 128) if tile_s > 32 else (tile_s, 64)
 
 
 @triton.jit
@@ -81,24 +81,26 @@ def _fp8_grouped_mm(
     WIDTH: tl.constexpr, OUTS: tl.constexpr, IS_BLOCK: tl.constexpr, TILE_E: tl.constexpr,
     TILE_S: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of rows of one group, a tile of outputs."""
+    """Program: a tile of rows of one group, a tile of outputs; these first, so that rows and weights stay in L2."""
+    TILES_O: tl.constexpr = (OUTS + TILE_O - 1) // TILE_O
+    tile, out_tile = tl.program_id(0) // TILES_O, tl.program_id(0) % TILES_O
     e = tl.arange(0, TILE_E)
     ends_E = tl.load(ends_ptr + e, mask=e < groups, other=0)
     starts_E = tl.load(ends_ptr + e - 1, mask=(e > 0) & (e < groups), other=0)
     tiles_E = (ends_E - starts_E + TILE_S - 1) // TILE_S
     until_E = tl.cumsum(tiles_E, axis=0)
-    group = tl.sum((until_E <= tl.program_id(0)).to(tl.int32), axis=0)  # TILE_E where there is no such tile
+    group = tl.sum((until_E <= tile).to(tl.int32), axis=0)  # TILE_E where there is no such tile
     if group < groups:
         is_it_E = e == group
         before = tl.sum(tl.where(is_it_E, until_E - tiles_E, 0), axis=0)
-        first = tl.sum(tl.where(is_it_E, starts_E, 0), axis=0) + (tl.program_id(0) - before) * TILE_S
+        first = tl.sum(tl.where(is_it_E, starts_E, 0), axis=0) + (tile - before) * TILE_S
         last = tl.sum(tl.where(is_it_E, ends_E, 0), axis=0)
         matrix = group.to(tl.int64)
         blocks = weight_scale_ptr + matrix
         if IS_BLOCK:
             blocks = weight_scale_ptr + matrix * (OUTS // 128) * (WIDTH // 128)
         _tile(
-            rows_ptr, scale_ptr, weights_ptr + matrix * OUTS * WIDTH, blocks, None, out_ptr, first, last,
+            rows_ptr, scale_ptr, weights_ptr + matrix * OUTS * WIDTH, blocks, None, out_ptr, first, last, out_tile,
             WIDTH, OUTS, IS_BLOCK, False, TILE_S, TILE_O, TILE_I,
         )  # fmt: skip
 
@@ -109,28 +111,30 @@ def _fp8_scaled_mm(
     WIDTH: tl.constexpr, OUTS: tl.constexpr, IS_BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
     TILE_S: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of rows, a tile of outputs."""
+    """Program: a tile of rows, a tile of outputs; these first."""
+    TILES_O: tl.constexpr = (OUTS + TILE_O - 1) // TILE_O
+    tile, out_tile = tl.program_id(0) // TILES_O, tl.program_id(0) % TILES_O
     _tile(
-        rows_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, tl.program_id(0) * TILE_S, rows,
+        rows_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, tile * TILE_S, rows, out_tile,
         WIDTH, OUTS, IS_BLOCK, HAS_BIAS, TILE_S, TILE_O, TILE_I,
     )  # fmt: skip
 
 
 @triton.jit
 def _tile(
-    rows_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, first, last,
+    rows_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, first, last, out_tile,
     WIDTH: tl.constexpr, OUTS: tl.constexpr, IS_BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
     TILE_S: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
     """Outputs of the rows from `first` on, up to `last`. Weights are the tall operand, as wgmma wants it."""
     s = first + tl.arange(0, TILE_S)
-    o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
+    o = out_tile * TILE_O + tl.arange(0, TILE_O)
     i = tl.arange(0, TILE_I)
     row_S = tl.minimum(s, last - 1).to(tl.int64)  # there is something to read; it is not written
     out_O = tl.minimum(o, OUTS - 1)
     columns = rows_ptr + row_S[None, :] * WIDTH + i[:, None]
     weights = weight_ptr + out_O[:, None].to(tl.int64) * WIDTH + i[None, :]
-    blocks = weight_scale_ptr + tl.program_id(1) * TILE_O // 128 * (WIDTH // 128)
+    blocks = weight_scale_ptr + out_tile * TILE_O // 128 * (WIDTH // 128)
     sums_OS = tl.zeros((TILE_O, TILE_S), tl.float32)
     for start in tl.range(0, WIDTH, TILE_I):
         part_OS = tl.dot(tl.load(weights + start), tl.load(columns + start))

@@ -36,16 +36,17 @@ def route(
     logits_AE: torch.Tensor,
     ids_AK: torch.Tensor,
     weights_AK: torch.Tensor,
-    amax_1: torch.Tensor | None,
+    amax: torch.Tensor | None,
 ) -> None:
-    """Fills hidden (what the experts read), logits and weights (FP32), ids (INT32); raises amax to hidden's highest."""
+    """Fills hidden (what the experts read), logits and weights (FP32), ids (INT32), and amax of hidden, which is raised
+    from zero where it is one: see harness_hf.fused.experts.amax_shape."""
     tokens, width = x_AH.shape
     experts = router.weight_EH.shape[0]
     part = min(EXPERTS_A_PROGRAM, experts)
     _router_linear[(tokens, triton.cdiv(experts, part))](
-        x_AH, router.norm_H, router.weight_EH, router.bias_E, hidden_AH, logits_AE, amax_1, experts, router.eps, width,
-        triton.next_power_of_2(width), part, router.bias_E is not None, router.is_rounded_first, amax_1 is not None,
-        num_warps=4,
+        x_AH, router.norm_H, router.weight_EH, router.bias_E, hidden_AH, logits_AE, amax, experts, router.eps, width,
+        triton.next_power_of_2(width), part, router.bias_E is not None, router.is_rounded_first,
+        0 if amax is None else amax.ndim, num_warps=4,
     )  # fmt: skip
     _router_topk[(tokens,)](
         logits_AE, ids_AK, weights_AK, hidden_AH, experts, router.top, triton.next_power_of_2(experts),
@@ -57,7 +58,7 @@ def route(
 def _router_linear(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, hidden_ptr, logits_ptr, amax_ptr, experts, eps,
     WIDTH: tl.constexpr, TILE_H: tl.constexpr, TILE_E: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ROUNDS_FIRST: tl.constexpr, HAS_AMAX: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ROUNDS_FIRST: tl.constexpr, SCALING: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = hidden_ptr.dtype.element_ty
     row = tl.program_id(0)
@@ -80,8 +81,13 @@ def _router_linear(
     tl.store(logits_ptr + row * experts + e, logits_E.to(DTYPE).to(tl.float32), mask=e < experts)
     if part == 0:
         tl.store(hidden_ptr + row * WIDTH + h, hidden_H, mask=is_inside)
-        if HAS_AMAX:
-            tl.atomic_max(amax_ptr, tl.max(tl.abs(hidden_H.to(tl.float32)), axis=0))
+        exact_H = tl.abs(hidden_H.to(tl.float32))
+        if SCALING == 1:
+            tl.atomic_max(amax_ptr, tl.max(exact_H, axis=0))
+        if SCALING == 2:
+            b = tl.arange(0, TILE_H // 128)
+            amax_B = tl.max(tl.reshape(exact_H, (TILE_H // 128, 128)), axis=1)
+            tl.store(amax_ptr + row * (WIDTH // 128) + b, amax_B, mask=b < WIDTH // 128)
 
 
 @triton.jit

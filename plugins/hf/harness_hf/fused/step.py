@@ -6,6 +6,7 @@ expert width. Weights are the model's own, or views that replaced them; only FP8
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from harness import Unsupported
 from harness_hf.fused.attention import attend, splits_of
 from harness_hf.fused.dense import embed, linear, out_tile, pick_argmax, token_tile
-from harness_hf.fused.experts import Gate, Matrices, run_experts
+from harness_hf.fused.experts import Gate, Matrices, amax_shape, run_experts
 from harness_hf.fused.quantise import quantised
 from harness_hf.fused.routing import Router, route
 from harness_hf.projections import FusedLinear
@@ -164,7 +165,11 @@ class Step:
         self._ids_AK, self._shares_AK = made(batch_size, top, dtype=index), made(batch_size, top, dtype=exact)
         self._act_PI = made(batch_size * top, first.down.weight_EOI.shape[2])
         self._parts_PH = made(batch_size * top, width, dtype=exact)
-        self._amax_L2 = made(len(weights.layers), 2, dtype=exact)
+        shapes = [amax_shape(first.up.scaling, *each.shape) for each in (self._hidden_AH, self._act_PI)]
+        sizes = [math.prod(shape) for shape in shapes]
+        self._amax_LX = made(len(weights.layers), sum(sizes), dtype=exact)
+        pairs = [of_layer.split(sizes) for of_layer in self._amax_LX]
+        self._amaxes = [tuple(map(torch.Tensor.view, pair, shapes)) if sum(sizes) else None for pair in pairs]
         tiles = triton.cdiv(vocabulary, out_tile(vocabulary, token_tile(batch_size)))
         self._best = (made(batch_size, tiles, dtype=exact), made(batch_size, tiles, dtype=index))
 
@@ -179,8 +184,8 @@ class Step:
         x, y = self._x_AH, self._y_AH
         rows, width = x.shape
         embed[(rows,)](
-            self.token_A, weights.table_VH, x, self._amax_L2, self._next_1, self._position_1, self._amax_L2.numel(),
-            width, triton.next_power_of_2(width),
+            self.token_A, weights.table_VH, x, self._amax_LX, self._next_1, self._position_1,
+            self._amax_LX.numel(), width, triton.next_power_of_2(width),
         )  # fmt: skip
         for index, layer in enumerate(weights.layers):
             linear(x, layer.qkv_XH, self._qkv_AX, layer.norm_H, eps, layer.qkv_bias_X)
@@ -189,14 +194,11 @@ class Step:
                 self._partial, self._attended_AX, weights.head_width**-0.5, eps, layer.window,
             )  # fmt: skip
             linear(self._attended_AX, layer.out_HX, y, bias_O=layer.out_bias_H, residual_AO=x)
-            amax_2 = self._amax_L2[index] if layer.up.scaling == 1 else None
-            route(
-                y, layer.router, self._hidden_AH, self._router_AE, self._ids_AK, self._shares_AK,
-                None if amax_2 is None else amax_2[:1],
-            )  # fmt: skip
+            amaxes, router = self._amaxes[index], layer.router
+            route(y, router, self._hidden_AH, self._router_AE, self._ids_AK, self._shares_AK, amaxes and amaxes[0])
             run_experts(
                 self._hidden_AH, y, self._ids_AK, self._shares_AK, layer.up, layer.down, layer.gate, self._act_PI,
-                self._parts_PH, x, amax_2,
+                self._parts_PH, x, amaxes,
             )  # fmt: skip
         linear(x, weights.head_VH, self.logits_AV, weights.norm_H, eps, best=self._best)
         pick_argmax[(rows,)](
