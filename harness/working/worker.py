@@ -9,6 +9,7 @@ stdout and stderr belong to the engine; nothing of ours is ever read from them.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness import failures, plugins
 from harness.cells import Cell, Load
@@ -42,7 +43,7 @@ def main(events_fd: int, *what: str) -> int:
     line = _take_stdin()
     if what == ("profile",):
         return _start_profiler(events_fd, line)
-    return work(Channel(events_fd), line, _measure)
+    _leave(work(Channel(events_fd), line, _measure))
 
 
 def work(channel: Channel, line: str, do: Do) -> int:
@@ -66,6 +67,14 @@ def work(channel: Channel, line: str, do: Do) -> int:
     session.close()
     channel.send("done")
     return 0
+
+
+def _leave(status: int) -> NoReturn:
+    """Engines have closed and say their last words; that Python then takes PyTorch apart costs more than a second."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _engine(registry: plugins.Registry, load: Load) -> EngineSpec:
