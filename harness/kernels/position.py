@@ -11,7 +11,7 @@ from polars import col
 from harness.kernels.taxonomy import Label, function_of, spelled_alike, words_of
 
 # What an operation can be part of. The pieces of PyTorch come last.
-GEMM, BATCHED, SPLIT, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(1, 15)
+GEMM, BATCHED, SPLIT, ROUTER, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(1, 16)
 
 ROW = {"row": polars.UInt32, "role": polars.UInt8, "label": polars.UInt16}
 AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermediate columns
@@ -36,8 +36,8 @@ def role_of(name: str, label: Label, batched: bool) -> int:
     function = words_of(function_of(spelled))
     if label.category == "dense_gemm" and label.found_by == "name":
         return SPLIT if _SPLIT.search(function) else BATCHED if batched else GEMM
-    if label.category == "expert_gemm":
-        return EXPERT
+    if label.category in ("gate_gemm", "expert_gemm"):
+        return ROUTER if label.category == "gate_gemm" else EXPERT
     loose = label.category == "other" or (label.confidence == "low" and label.category != "attention")
     if label.category == "routing_permute" or (loose and label.category == "sampling"):
         if _CHOICE.search(function) and not _NOT_A_CHOICE.search(function):
@@ -134,13 +134,13 @@ def _experts(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFra
         follows=polars.when(role.is_in([CHOICE, END])).then(col("choice")).forward_fill().fill_null(False),
         window=role.is_in([CHOICE, END]).cum_sum(),
     )
-    rows = rows.with_columns(router=col("leads") & role.is_in([GEMM, BATCHED, SPLIT]))
+    rows = rows.with_columns(router=col("leads") & role.is_in([GEMM, BATCHED, SPLIT, ROUTER]))
     ahead = polars.when(col("core").is_not_null()).then(col("router")).shift(-1).backward_fill().fill_null(False)
     rows = rows.with_columns(router=col("router") | (ahead & (col("after") == SPLIT) & role.is_in([GEMM, BATCHED])))
     choices = rows.select((col("choice") & (col("before") != CHOICE)).sum()).item()
     routers = rows.select((col("leads") & col("router")).sum()).item()
     often = choices > 0 and 2 * routers >= choices  # as often as experts are chosen, but for what is not seen
-    rows = rows.with_columns(router=col("router") & often)
+    rows = rows.with_columns(router=col("router") & (role != ROUTER) & often)
 
     products = [GEMM, BATCHED, SPLIT]
     own = rows.filter(col("follows") & role.is_in([*products, EXPERT, UNKNOWN])).group_by("window")

@@ -163,6 +163,15 @@ def test_a_routers_gemm_in_two_kernels_is_two_kernels_of_the_router():
     assert categories(NORM, GEMM, SPLIT, TOPK, EXPERT, NORM)[1:3] == ["gate_gemm", "gate_gemm"]
 
 
+def test_where_a_kernel_is_the_routers_by_name_the_gemm_before_it_is_not():
+    layer = ("_dense_linear", "_attention_split", "_dense_linear", "_router_linear", "_router_topk", "_experts_gate_up")
+    once = ["dense_gemm", "attention", "dense_gemm", "gate_gemm", "routing_permute", "expert_gemm"]
+    assert categories(*layer * 3) == once * 3
+    assert found(*layer)[3] == ("gate_gemm", "name")
+    softmax = "void (anonymous namespace)::softmax_warp_forward<float, float, float, 5, false, false>(float*, float const*)"
+    assert categories(*layer[:4], softmax, *layer[4:])[3:5] == ["gate_gemm", "routing_permute"]
+
+
 def test_sglangs_router_is_told_from_its_dense_layers_though_its_logits_are_cast_first():
     cast = "void at::native::vectorized_elementwise_kernel<4, at::native::float32_copy_kernel_cuda(at::TensorIteratorBase&)>"
     layer = (NORM, GEMM, cast, "_router_triton_kernel", "moe_align_block_size_kernel", EXPERT, "act_and_mul_kernel", EXPERT)
