@@ -31,7 +31,9 @@ def print_ladder(records: Sequence[Record], stream: TextIO) -> None:
         place = one["environment"]["device"]["name"]
         about = f"{one['engine']} {one['model']}, {one['weights']} weights, {one['precision']}, {place}: batch "
         console.print(escape(f"{about}{one['batch_size']}, {one['input_len']} tokens in, {one['output_len']} out"))
-        console.print(_table([_cells(row) for row in rows if row.kind != OFF]))
+        steps = [row for row in rows if row.kind != OFF]
+        console.print(_table([{**_step(row), **_speed(row)} for row in steps]))
+        console.print(_table([{**_step(row), **_cost(row)} for row in steps]))
         for line in notes(rows):
             console.print(escape(line), soft_wrap=True)
         console.print()
@@ -81,11 +83,13 @@ def kl_words(row: Row, phase: str) -> str:
     return NOTHING if value is None else f"{value:.1e}" if 0 < value < SMALL_KL else f"{value:.4f}"
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _step(row: Row) -> dict[str, str]:
+    return {"rung": title(row) + (" (!)" if row.perf["status"] != "ok" else "")}
+
+
+def _speed(row: Row) -> dict[str, str]:
     record, eager, step = row.perf, speedups(row.baseline), speedups(row.before)
-    used, joules = memory(record), record.get("joules_per_output_token")
     return {
-        "rung": title(row) + (" (!)" if record["status"] != "ok" else ""),
         "TTFT ms": _number(middle(record, "ttft_ms"), ".2f"),
         "ITL ms": _number(middle(record, "itl_ms"), ".3f"),
         "output tok/s": _number(record.get("output_tokens_per_sec"), ".1f"),
@@ -94,8 +98,16 @@ def _cells(row: Row) -> dict[str, str]:
         "latency × step": times(step.get("latency_ms"), False) if row.kind in (CUMULATIVE, PRECISION) else NOTHING,
         "latency × none": times(eager.get("latency_ms")),
         "TTFT × none": times(eager.get("ttft_ms"), False),
-        "of limit prefill": _share(limit(record, "prefill")),
-        "of limit decode": _share(limit(record, "decode")),
+    }
+
+
+def _cost(row: Row) -> dict[str, str]:
+    """What it needs, what of the hardware it reaches, and what it does to the output."""
+    record = row.perf
+    used, joules = memory(record), record.get("joules_per_output_token")
+    return {
+        "prefill of limit": _share(limit(record, "prefill")),
+        "decode of limit": _share(limit(record, "decode")),
         "memory GiB": _number(used and used / GIB, ".1f"),
         "J / token": _number(joules, ".3f"),
         "load s": _number(record.get("load_seconds"), ".1f"),

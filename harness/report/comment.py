@@ -1,4 +1,5 @@
-"""The report as Markdown for a pull request: the verdict, one table, what failed, and the conditions, in one comment."""
+"""The report as Markdown for a pull request: the verdict, one table, the ladder where there is one, what failed, and the
+conditions, in one comment."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from harness import __version__
 from harness.recording.conditions import CONDITIONS
 from harness.report import cells, tables
+from harness.report.ladder import ladder
 from harness.report.read import MEASURED, Entry, Found
 from harness.report.rows import Facts, by, subject
 from harness.report.verdict import Verdict, verdicts
@@ -21,12 +23,17 @@ COLUMNS = (
     "model,engine,precision,compute mode,batch,in+out,latency ms,× bf16,TTFT ms,ITL ms,output tok/s,n,perplexity,change %,"
     "config,device"
 ).split(",")
+LADDER = (
+    "model,engine,precision,batch,in+out,rung,changes output,ITL × eager,ITL × step,TTFT × eager,TTFT ms,ITL ms,"
+    "output tok/s,decode of limit %,memory GiB,J / token,perplexity,KL prefill,KL decode,device"
+).split(",")
 SPECIAL = re.compile(r"[\\`*\[\]<>#|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|^\d+(?=[.)]\s)")
 
 
 def render(found: Found) -> str:
     facts = Facts(found.entries)
-    parts = [*_head(found), *_verdicts(verdicts(facts)), *_table(facts), *_failures(found), *_conditions(facts)]
+    results = [*_table("Results", tables.precisions(facts), COLUMNS), *_table("Ladder", ladder(facts), LADDER)]
+    parts = [*_head(found), *_verdicts(verdicts(facts)), *results, *_failures(found), *_conditions(facts)]
     text = "\n".join(parts) + "\n"
     if len(text) <= LARGEST:
         return text
@@ -72,13 +79,12 @@ def _verdicts(found: Sequence[Verdict]) -> Iterator[str]:
         yield f"\n{len(found) - SUBJECTS} more models and devices are in the table and in the HTML report."
 
 
-def _table(facts: Facts) -> Iterator[str]:
-    table = tables.precisions(facts)
+def _table(title: str, table: tables.Table, columns: Sequence[str]) -> Iterator[str]:
     names = [column["name"] for column in table["columns"]]
-    kept = [i for wanted in COLUMNS for i, name in enumerate(names) if name == wanted or name.startswith(f"{wanted} (")]
+    kept = [i for wanted in columns for i, name in enumerate(names) if name == wanted or name.startswith(f"{wanted} (")]
     if not kept or not table["rows"]:
         return
-    yield "\n### Results\n"
+    yield f"\n### {title}\n"
     if table["common"]:
         yield (
             "In all rows: " + ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in table["common"]) + ".\n"

@@ -96,7 +96,8 @@ def _telling(rows: Sequence[Row]) -> Iterator[Row]:
     fast = {_setup(row) for row in rows if has_speed(row.perf)}
     seen: set[Any] = set()
     for row in rows:
-        if has_speed(row.perf) or (_setup(row) not in fast | seen) or (row.perf is None and row.ppl):
+        is_accuracy = row.perf is None and row.ppl and row.ppl["workload"] == "ppl"
+        if has_speed(row.perf) or _setup(row) not in fast | seen or is_accuracy:
             yield row
         seen.add(_setup(row))
 

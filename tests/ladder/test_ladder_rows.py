@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scripted import scaled
@@ -13,6 +14,8 @@ from harness.ladder.rows import ladders
 from harness.ladder.show import notes, print_ladder
 from harness.planning.plan import Options, Plan
 from harness.plugins import discover
+from harness.recording.records import read_folder
+from harness.report import markdown
 from harness.working.run import Result
 
 TIMES = {"none": 1.0, "a": 0.5, "a+b": 0.25, "b": 0.6, "default": 0.4}
@@ -84,6 +87,15 @@ def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_s
     print_ladder([*records, off, cached], page)
     assert "off: rung c: needs SM 89" in page.getvalue()
     assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
+
+
+def test_no_number_of_a_long_ladder_is_cut_short():
+    folder = Path(__file__).parents[2] / "docs/h200/ladder"
+    page = io.StringIO()
+    print_ladder(list(read_folder(folder)), page)
+    assert "…" not in page.getvalue() and "53.3 x (30.3-93.8)" in page.getvalue()
+    (row,) = [line for line in markdown([folder]).splitlines() if "+ fused_step" in line and "| 16 |" in line]
+    assert "| 83.0 × (60.2–114.3) | 3.05 ×" in row
 
 
 def test_records_without_plain_eager_are_no_ladder(records):
