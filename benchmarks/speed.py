@@ -115,7 +115,8 @@ def scoring(options: Namespace) -> Iterator[list[Run]]:
 
 
 def start(options: Namespace) -> Iterator[list[Run]]:
-    """The whole command, one iteration after one warm-up, compile caches empty and then filled."""
+    """From the start of the command until its record stands, which proves its rungs: one iteration after one warm-up,
+    compile caches empty and then filled."""
     who, once = ("hf", "bf16", options.hf_best), {"num-iterations": 1, "warmup-iterations": 1}
     with tempfile.TemporaryDirectory() as caches:
         env = {f"{name}_CACHE_DIR": f"{caches}/{name.lower()}" for name in ("TORCHINDUCTOR", "TRITON")}
@@ -137,11 +138,12 @@ def harness_run(options: Namespace, who: tuple, which: tuple, batches: list, giv
 
 
 def child(command: list[str], folder: Path, timeout: float, env: dict = {}) -> tuple[float, str, list[dict]]:
-    """Seconds, how it ended in words, and the records it left in `folder`, which is emptied before."""
+    """Seconds until its first record stood, how it ended in words, and all the records it left in `folder`, which is
+    emptied before."""
     print(f"{time.strftime('%H:%M:%S')} {folder.name}", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    started = time.perf_counter()
+    started = time.time()
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         process = subprocess.Popen(command, **streams, env={**os.environ, **SAFE, **env}, start_new_session=True)
@@ -150,12 +152,12 @@ def child(command: list[str], folder: Path, timeout: float, env: dict = {}) -> t
         except subprocess.TimeoutExpired:
             end = f"not done after {timeout:g} s"
         finally:
-            seconds = time.perf_counter() - started
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     why = ": ".join([end, *failures.tail(folder / "stderr").splitlines()[-1:]])
-    return seconds, why, list(records.read_folder(folder))
+    stood = [file.stat().st_mtime - started for file in (folder / "records").glob("*.json")]
+    return min(stood, default=math.nan), why, list(records.read_folder(folder))
 
 
 def run_of(record: dict | None, end: str, which: tuple, value: Callable, seen: dict | None = None) -> Run:
