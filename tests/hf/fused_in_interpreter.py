@@ -280,6 +280,23 @@ def test_a_step_of_tinymoe_gives_the_logits_of_transformers(batch_size, dtype):
     assert fused_count(model) == joined
 
 
+def test_a_prefill_of_compiled_layers_is_compiled_once_and_fills_the_steps_cache():
+    from harness_hf.decode import decoder_of
+    from harness_hf.regional import CompiledLayers
+
+    model = AutoModelForCausalLM.from_pretrained(DATA / "tinymoe", dtype=torch.bfloat16, num_hidden_layers=2).eval()
+    model.set_experts_implementation("grouped_mm")
+    ids = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(0))
+    plain, layers = decoder_of(model, 24, frozenset({"fused_step"})), CompiledLayers(model, backend="eager")
+    compiled = decoder_of(model, 24, frozenset({"fused_step", "compiled_prefill"}), layers)
+    for _ in range(2):
+        logits = [[], []]
+        for decoder, kept in zip((plain, compiled), logits):
+            decoder.generate(ids, 2, lambda one, kept=kept: kept.append(one.float().clone()))
+        torch.testing.assert_close(*logits, atol=0.4, rtol=0)
+    assert layers.compiled() == 1 and compiled.prefill.calls == 2
+
+
 @pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
 def test_a_step_takes_experts_that_are_in_fp8_as_they_are(precision):
     """Beside the model with the same experts; prefill multiplies by the grouped kernel."""

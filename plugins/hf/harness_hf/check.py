@@ -38,7 +38,7 @@ class Case:
     @property
     def label(self) -> str:
         said = {self.precision: self.precision in FP8, "linear": self.scope == "linear"}
-        said |= {"compiled": "compile" in self.beside}
+        said |= {"compiled": any(name.startswith("compile") for name in self.beside)}
         return " ".join((self.rung.name, *(word for word, is_said in said.items() if is_said)))
 
 
@@ -78,6 +78,7 @@ def _cases(precision: str) -> Iterator[Case]:
         else:
             yield Case(rung, precision)
             if rung.name == "fused_step":
+                yield Case(rung, precision, beside=("compiled_prefill",))
                 yield from (Case(rung, each, beside=("fp8",)) for each in FP8 if each != precision)
 
 

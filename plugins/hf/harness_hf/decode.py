@@ -16,10 +16,11 @@ from harness import BadOutput
 from harness_hf import steps
 from harness_hf.caches import Caches, Fp8Layer, address_of, dtype_of, fixed, growing
 from harness_hf.clocks import CudaClock, HostClock
+from harness_hf.grouped import in_few_kernels
 from harness_hf.prefill import Pieces, SharedPrefix
 from harness_hf.regional import ByLayer, CompiledLayers
 from harness_hf.speculative import DRAFT, Ngram
-from harness_hf.steps import Captured, Compiled, Step
+from harness_hf.steps import Answer, Captured, Compiled, Step
 
 PREFILL, DECODE = "harness.prefill", "harness.decode"  # ranges of a profiled run
 NOTHING = nullcontext()
@@ -41,16 +42,16 @@ def decoder_of(
     model: PreTrainedModel, max_sequence: int, rungs: frozenset[str], layers: CompiledLayers | None = None
 ) -> Decoder:
     """A decoder with these rungs; a decoder of its own for "fused_step", which has the same interface. `layers` with
-    the rung "by_layer"."""
+    the rungs "by_layer" and "compiled_prefill"."""
+    prefill = _compiled_prefill(model, layers) if "compiled_prefill" in rungs else steps.last(model)
     if "fused_step" in rungs:
         from harness_hf.fused.decoder import FusedDecoder
 
-        return FusedDecoder(model, max_sequence)
+        return FusedDecoder(model, max_sequence, prefill=prefill)
     is_ngram = "ngram" in rungs
     layer = {"layer": Fp8Layer} if "fp8_kv" in rungs else {}
     room = max_sequence + (DRAFT if is_ngram else 0)  # a draft is stored before it is refused
     caches = fixed(model, room, **layer) if "static_cache" in rungs else growing(model)
-    prefill = ByLayer(steps.last(model), layers) if "compiled_prefill" in rungs else steps.last(model)
     prefill = Pieces(prefill) if "chunked_prefill" in rungs else prefill
     prefill = SharedPrefix(prefill, caches) if "prefix_cache" in rungs else prefill
     step = _way_to_run(steps.every(model) if is_ngram else steps.last(model), rungs, layers)
@@ -65,8 +66,18 @@ def plain_beside(decoder: Decoder, model: PreTrainedModel) -> Decoder:
     return Decoder(decoder.caches, decoder.prefill, Plain(steps.last(model)), type(decoder.timer)())
 
 
+def _compiled_prefill(model: PreTrainedModel, layers: CompiledLayers) -> ByLayer:
+    step = steps.last(model)
+
+    def in_few(ids_AT: torch.Tensor, cache: Cache) -> Answer:
+        with in_few_kernels(model):
+            return step(ids_AT, cache)
+
+    return ByLayer(in_few, layers)
+
+
 def _way_to_run(step: Step, rungs: frozenset[str], layers: CompiledLayers | None) -> Step:
-    if "compile" in rungs and layers is None:
+    if "compile" in rungs and "by_layer" not in rungs:
         return Compiled(step, graphs="cuda_graphs" in rungs)
     step = ByLayer(step, layers) if "compile" in rungs else step
     return Captured(step) if "cuda_graphs" in rungs else step

@@ -86,7 +86,12 @@ LADDER = (
         problem=_compile,
     ),
     Rung("fused_projections", "query, key, value in one product; gate and up of dense layers too", problem=_anywhere),
-    Rung("compiled_prefill", "prefill's layers compiled, once per length", needs=("by_layer",), problem=_compile),
+    Rung(
+        "compiled_prefill",
+        "prefill's layers compiled, one layer for all, once per length and batch size",
+        needs=_GRAPH,
+        problem=_compile,
+    ),
     Rung(
         "compiled_scoring",
         "the body of a scoring pass compiled; the head's logits reduced without an FP32 copy",

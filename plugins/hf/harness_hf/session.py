@@ -30,6 +30,7 @@ from harness_hf.scoring import LOGIT_ROWS, CompiledBody, Eager
 from harness_hf.speculative import difference
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
+BY_LAYER = {"by_layer", "compiled_prefill", "compiled_scoring"}
 ONE_THREAD_WIDTH = 512  # hidden size up to which one thread decodes as fast as two
 REASONS = {
     "kv_dtype": "no keys and values exist before the first pass",
@@ -62,9 +63,8 @@ class HfSession:
         self._max_sequence = load.max_sequence
         few, every = _threads(self._model)
         self._threads = {"generate": few, "score": few if self._converted else every}
-        layers = CompiledLayers(self._model) if self._rungs.on & {"by_layer", "compiled_scoring"} else None
-        by_layer = layers if "by_layer" in self._rungs.on else None
-        self._decoder = decoder_of(self._model, load.max_sequence, self._rungs.on, by_layer)
+        layers = CompiledLayers(self._model) if self._rungs.on & BY_LAYER else None
+        self._decoder = decoder_of(self._model, load.max_sequence, self._rungs.on, layers)
         self._scorer = CompiledBody(layers) if "compiled_scoring" in self._rungs.on else Eager()
         self._compared: set[tuple[int, ...]] = set()  # shapes in which speculative decoding was held against plain
         self._unequal: str | None = None

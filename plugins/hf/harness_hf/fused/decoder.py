@@ -15,6 +15,8 @@ from harness import BadOutput, Unsupported
 from harness_hf.clocks import CudaClock, HostClock
 from harness_hf.decode import DECODE, PREFILL, Mark, OnLogits, ignore, unmarked
 from harness_hf.fused.step import Step, weights_of
+from harness_hf.steps import Step as Prefill
+from harness_hf.steps import last
 
 
 class FusedDecoder:
@@ -22,8 +24,10 @@ class FusedDecoder:
 
     compiled = False
 
-    def __init__(self, model: PreTrainedModel, max_sequence: int, precision: str = "bf16") -> None:
-        self._model = model
+    def __init__(
+        self, model: PreTrainedModel, max_sequence: int, precision: str = "bf16", prefill: Prefill | None = None
+    ) -> None:
+        self.prefill = prefill or last(model)
         self._weights = weights_of(model, precision)
         self._rotation = _rotation(model, max_sequence)
         self._steps: dict[int, tuple[Step, Any]] = {}
@@ -51,13 +55,10 @@ class FusedDecoder:
                     on_logits(step.logits_AV)
                 else:
                     cache = Cache(layers=[_Front(keys, values) for keys, values in step.cache])
-                    logits_AV = self._model(
-                        input_ids=ids_AT, past_key_values=cache, use_cache=True, logits_to_keep=1
-                    ).logits[:, -1]
-                    highest_A, token_A = logits_AV.max(-1)
-                    step.start(token_A, length)
-                    step.highest_AS[:, length].copy_(highest_A)
-                    on_logits(logits_AV)
+                    highest_A1, token_A1, logits_A1V = self.prefill(ids_AT, cache)
+                    step.start(token_A1[:, 0], length)
+                    step.highest_AS[:, length].copy_(highest_A1[:, 0])
+                    on_logits(logits_A1V[:, 0])
             self._timer.tick()
         times, started, finished = self._timer.stop()
         self.replays += (output_len - 1) * self.cuda_graphs
