@@ -88,14 +88,12 @@ def ladders(records: Iterable[Record]) -> list[list[Row]]:
     found = []
     for group in _by(records, lambda r: (*(r[name] for name in SUBJECT), _split(r), _place(r))).values():
         perf = [record for record in group if record["workload"] == "perf"]
-        if not any(_rungs(record) == NONE for record in perf) or len({_rungs(record) for record in perf}) < 2:
-            continue
         works = _by(
             (r for r in perf if r["status"] != "skipped"),
             lambda r: tuple(r.get(name) for name in (*WORK, "num_iterations")),
         )
         skipped = [record for record in perf if record["status"] == "skipped"]
-        found += [_rows([*of_work, *skipped], group) for of_work in works.values()]
+        found += [_rows([*of_work, *skipped], group) for of_work in works.values() if _is_ladder(of_work)]
     return found
 
 
@@ -151,9 +149,14 @@ def changing(engine: str) -> set[str]:
     return {rung.name for rung in spec.rungs if rung.changes_output} if spec else set()
 
 
+def _is_ladder(perf: Sequence[Record]) -> bool:
+    rungs = set(map(_rungs, perf))
+    return NONE in rungs and len(rungs) > 1
+
+
 def _rows(perf: Sequence[Record], group: Sequence[Record]) -> list[Row]:
     eager = [record for record in perf if _rungs(record) == NONE]
-    first = eager[0]["precision"] if eager else perf[0]["precision"]
+    first = eager[0]["precision"]
     names = [_rungs(r).split(AND) for r in perf if r["precision"] == first and r["status"] != "skipped"]
     names = [one for one in names if one not in ([NONE], [DEFAULT])]
     order, climbed = _ladder_of(perf[0]["engine"], names)

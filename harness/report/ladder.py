@@ -18,7 +18,12 @@ WORDS = ("rung", "changes output")  # columns of text that only this table has
 
 def ladder(facts: Facts) -> Table:
     """A row per step and work; what could not be on has its reason in place of numbers."""
-    found = table("ladder", [_cells(row) for rows in ladders(facts.records) for row in rows])
+    every: list[dict[str, Any]] = []
+    for row in (row for rows in ladders(facts.records) for row in rows):
+        cells = _cells(row)
+        if row.kind != OFF or cells not in every:  # what is off is off in every work
+            every.append(cells)
+    found = table("ladder", every)
     columns = [{**one, "number": False} if one["name"] in WORDS else one for one in found["columns"]]
     return {**found, "columns": columns}
 
@@ -33,8 +38,8 @@ def _cells(row: Row) -> dict[str, Any]:
         "device": device(record),
         "engine": record["engine"],
         "precision": record["precision"],
-        "batch": number(record.get("batch_size"), "d", "unknown"),
-        "in+out": f"{record.get('input_len')}+{record.get('output_len')}",
+        "batch": number(None if row.kind == OFF else record.get("batch_size"), "d", why(record) or "unknown"),
+        "in+out": DASH if row.kind == OFF else f"{record.get('input_len')}+{record.get('output_len')}",
         "rung": f"off: {row.added}" if row.kind == OFF else title(row),
         "changes output": "yes" if row.changes_output and row.kind != OFF else "",
         "ITL × eager": _times(eager.get("itl_ms"), nothing),
