@@ -114,14 +114,18 @@ def _strides(matrices: Matrices) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _pairs(ids_ptr, expert, base, pairs, TILE_P: tl.constexpr, TILE_T: tl.constexpr):
-    """Of the pairs that meet `expert` number base, base + 1, ...: their indices; and how many there are."""
-    p = tl.arange(0, TILE_P)
-    is_mine_P = tl.load(ids_ptr + p, mask=p < pairs, other=-1) == expert
-    order_P = tl.cumsum(is_mine_P.to(tl.int32), axis=0) - 1
+def _mine(ids_ptr, base, pairs, IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr):
+    """The program's expert, of its pairs the indices of number base, base + 1, ..., and how many it has: one of the
+    only token's experts with its one pair, or, with more tokens, one of all experts."""
     t = base + tl.arange(0, TILE_T)
+    if IS_ONE:
+        return tl.load(ids_ptr + tl.program_id(0)), tl.program_id(0) + t, 1
+    p = tl.arange(0, TILE_P)
+    is_mine_P = tl.load(ids_ptr + p, mask=p < pairs, other=-1) == tl.program_id(0)
+    order_P = tl.cumsum(is_mine_P.to(tl.int32), axis=0) - 1
     is_it_TP = is_mine_P[None, :] & (order_P[None, :] == t[:, None])
-    return tl.sum(tl.where(is_it_TP, p[None, :], 0), axis=1), tl.sum(is_mine_P.to(tl.int32), axis=0)
+    pair_T = tl.sum(tl.where(is_it_TP, p[None, :], 0), axis=1)
+    return tl.program_id(0), pair_T, tl.sum(is_mine_P.to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -168,26 +172,15 @@ def _experts_gate_up(
     INTERLEAVED: tl.constexpr, CLAMPED: tl.constexpr, HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
     IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of outputs of one of the token's experts, or, with more tokens, of one of all experts."""
-    if IS_ONE:
-        slot = tl.program_id(0)
-        expert = tl.load(ids_ptr + slot)
-        t = tl.arange(0, TILE_T)
+    """Program: a tile of outputs of one expert, for all pairs that meet it."""
+    _, _, count = _mine(ids_ptr, 0, pairs, IS_ONE, TILE_P, TILE_T)
+    for base in range(0, count, TILE_T):
+        expert, pair_T, count = _mine(ids_ptr, base, pairs, IS_ONE, TILE_P, TILE_T)
         _gate_up(
-            hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, slot + t, t < 1,
-            alpha, limit, WIDTH, INNER, TOP, STRIDE_E, STRIDE_O, STRIDE_I, INTERLEAVED, CLAMPED, HAS_BIAS, SCALING,
-            TILE_T, TILE_O, TILE_I,
+            hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, pair_T,
+            base + tl.arange(0, TILE_T) < count, alpha, limit, WIDTH, INNER, TOP, STRIDE_E, STRIDE_O, STRIDE_I,
+            INTERLEAVED, CLAMPED, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
         )  # fmt: skip
-    else:
-        expert = tl.program_id(0)
-        pair_T, count = _pairs(ids_ptr, expert, 0, pairs, TILE_P, TILE_T)
-        for base in range(0, count, TILE_T):
-            pair_T, count = _pairs(ids_ptr, expert, base, pairs, TILE_P, TILE_T)
-            _gate_up(
-                hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, pair_T,
-                base + tl.arange(0, TILE_T) < count, alpha, limit, WIDTH, INNER, TOP, STRIDE_E, STRIDE_O, STRIDE_I,
-                INTERLEAVED, CLAMPED, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
-            )  # fmt: skip
 
 
 @triton.jit
@@ -215,25 +208,15 @@ def _experts_down(
     HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
     IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of outputs of one of the token's experts, or, with more tokens, of one of all experts."""
-    if IS_ONE:
-        slot = tl.program_id(0)
-        expert = tl.load(ids_ptr + slot)
-        t = tl.arange(0, TILE_T)
+    """Program: a tile of outputs of one expert, for all pairs that meet it."""
+    _, _, count = _mine(ids_ptr, 0, pairs, IS_ONE, TILE_P, TILE_T)
+    for base in range(0, count, TILE_T):
+        expert, pair_T, count = _mine(ids_ptr, base, pairs, IS_ONE, TILE_P, TILE_T)
         _down(
-            act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, slot + t, t < 1,
-            INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
+            act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T,
+            base + tl.arange(0, TILE_T) < count, INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING,
+            TILE_T, TILE_O, TILE_I,
         )  # fmt: skip
-    else:
-        expert = tl.program_id(0)
-        pair_T, count = _pairs(ids_ptr, expert, 0, pairs, TILE_P, TILE_T)
-        for base in range(0, count, TILE_T):
-            pair_T, count = _pairs(ids_ptr, expert, base, pairs, TILE_P, TILE_T)
-            _down(
-                act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T,
-                base + tl.arange(0, TILE_T) < count, INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING,
-                TILE_T, TILE_O, TILE_I,
-            )  # fmt: skip
 
 
 @triton.jit
