@@ -1,6 +1,7 @@
 """`harness ladder`, `harness analyze-all` and the axis `rungs`, as a person runs them, on an engine of made-up rungs."""
 
 import json
+import time
 
 import pytest
 
@@ -51,6 +52,22 @@ def test_a_ladder_measures_every_step_in_turn_and_says_what_each_is_worth(ladder
     measured = [record for record in harness.records() if record["status"] != "skipped"]
     assert {record["config"] for record in measured} >= {"TP1_EP1_auto_none", "TP1_EP1_auto_brisk+swift"}
     assert all(record["effective"]["rungs_in_force"].keys() <= {"brisk", "swift"} for record in measured)
+
+
+def test_a_ladder_that_was_stopped_goes_on_and_measures_nothing_twice(ladder, harness):
+    def written() -> dict[str, str]:
+        return {record["key"]: record["written_at"] for record in harness.records() if record["status"] == "ok"}
+
+    assert ladder("--quick").returncode == 0
+    before = written()
+    (gone, *_) = (record["key"] for record in harness.records() if record["requested"]["rungs"] == "brisk+swift")
+    (harness.folder / "out/records" / f"{gone}.json").unlink()
+    time.sleep(1.1)  # times are whole seconds
+    done = ladder("--quick", "--resume")
+    assert done.returncode == 0, done.stderr
+    after = written()
+    assert {key for key in after if after[key] != before[key]} == {gone}
+    assert "+ swift" in done.stdout
 
 
 def test_a_rung_that_is_not_in_force_is_left_out_with_all_that_need_it(ladder):
