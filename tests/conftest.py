@@ -23,7 +23,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 def pytest_collection_modifyitems(items) -> None:
     """The slowest first, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: "with_vllm" not in item.path.parts)
+    items.sort(key=lambda item: not {"with_vllm", "trtllm"} & {*item.path.parts})
 
 
 def pytest_collection_finish() -> None:
