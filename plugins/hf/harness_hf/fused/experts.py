@@ -129,42 +129,6 @@ def _mine(ids_ptr, base, pairs, IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE
 
 
 @triton.jit
-def _gate_up(
-    hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, pair_T, is_pair_T,
-    alpha, limit, WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr,
-    STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
-    INTERLEAVED: tl.constexpr, CLAMPED: tl.constexpr, HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
-    TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
-):  # fmt: skip
-    """A tile of rows of gate and up, taken in turn, for some pairs of one expert."""
-    r = tl.arange(0, 2 * TILE_O)
-    n = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
-    if INTERLEAVED:
-        o = tl.program_id(1) * 2 * TILE_O + r
-    else:
-        o = tl.program_id(1) * TILE_O + r // 2 + (r % 2) * INNER
-    sums_OT = sums(
-        hidden_ptr, pair_T // TOP, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, 2 * INNER, WIDTH,
-        STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, 2 * TILE_O, TILE_I,
-    )  # fmt: skip
-    DTYPE: tl.constexpr = act_ptr.dtype.element_ty
-    sums_OT = sums_OT.to(DTYPE).to(tl.float32)  # as the model rounds between its products
-    gate_OT, up_OT = tl.split(tl.permute(tl.reshape(sums_OT, (TILE_O, 2, TILE_T)), (0, 2, 1)))
-    if CLAMPED:
-        gate_OT = tl.minimum(gate_OT, limit)
-        up_OT = tl.clamp(up_OT, -limit, limit) + 1.0
-    act_OT = (gate_OT / (1.0 + tl.exp(-alpha * gate_OT)) * up_OT).to(DTYPE)
-    tl.store(act_ptr + pair_T[None, :] * INNER + n[:, None], act_OT, mask=is_pair_T[None, :])
-    if SCALING > 0:
-        amax_T = tl.max(tl.where(is_pair_T[None, :], tl.abs(act_OT.to(tl.float32)), 0.0), axis=0)
-        if SCALING == 1:
-            tl.atomic_max(act_amax_ptr, tl.max(amax_T, axis=0))
-        else:
-            block = tl.program_id(1) * TILE_O // 128
-            tl.atomic_max(act_amax_ptr + pair_T * (INNER // 128) + block, amax_T, mask=is_pair_T)
-
-
-@triton.jit
 def _experts_gate_up(
     hidden_ptr, ids_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, pairs, alpha, limit,
     WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr,
@@ -172,32 +136,36 @@ def _experts_gate_up(
     INTERLEAVED: tl.constexpr, CLAMPED: tl.constexpr, HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
     IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of outputs of one expert, for all pairs that meet it."""
+    """Program: a tile of rows of gate and up, taken in turn, of one expert, for all pairs that meet it."""
+    r = tl.arange(0, 2 * TILE_O)
+    n = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
+    if INTERLEAVED:
+        o = tl.program_id(1) * 2 * TILE_O + r
+    else:
+        o = tl.program_id(1) * TILE_O + r // 2 + (r % 2) * INNER
+    DTYPE: tl.constexpr = act_ptr.dtype.element_ty
     _, _, count = _mine(ids_ptr, 0, pairs, IS_ONE, TILE_P, TILE_T)
     for base in range(0, count, TILE_T):
         expert, pair_T, count = _mine(ids_ptr, base, pairs, IS_ONE, TILE_P, TILE_T)
-        _gate_up(
-            hidden_ptr, weight_ptr, bias_ptr, scale_ptr, act_ptr, amax_ptr, act_amax_ptr, expert, pair_T,
-            base + tl.arange(0, TILE_T) < count, alpha, limit, WIDTH, INNER, TOP, STRIDE_E, STRIDE_O, STRIDE_I,
-            INTERLEAVED, CLAMPED, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
+        is_pair_T = base + tl.arange(0, TILE_T) < count
+        sums_OT = sums(
+            hidden_ptr, pair_T // TOP, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, 2 * INNER,
+            WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, 2 * TILE_O, TILE_I,
         )  # fmt: skip
-
-
-@triton.jit
-def _down(
-    act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T, is_pair_T,
-    INNER: tl.constexpr, WIDTH: tl.constexpr,
-    STRIDE_E: tl.constexpr, STRIDE_O: tl.constexpr, STRIDE_I: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SCALING: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
-):  # fmt: skip
-    """A tile of outputs for some pairs of one expert, each times its weight."""
-    o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
-    sums_OT = sums(
-        act_ptr, pair_T, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, WIDTH, INNER,
-        STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
-    )  # fmt: skip
-    sums_OT *= tl.load(weights_ptr + pair_T, mask=is_pair_T, other=0.0)[None, :]
-    tl.store(parts_ptr + pair_T[None, :] * WIDTH + o[:, None], sums_OT, mask=is_pair_T[None, :])
+        sums_OT = sums_OT.to(DTYPE).to(tl.float32)  # as the model rounds between its products
+        gate_OT, up_OT = tl.split(tl.permute(tl.reshape(sums_OT, (TILE_O, 2, TILE_T)), (0, 2, 1)))
+        if CLAMPED:
+            gate_OT = tl.minimum(gate_OT, limit)
+            up_OT = tl.clamp(up_OT, -limit, limit) + 1.0
+        act_OT = (gate_OT / (1.0 + tl.exp(-alpha * gate_OT)) * up_OT).to(DTYPE)
+        tl.store(act_ptr + pair_T[None, :] * INNER + n[:, None], act_OT, mask=is_pair_T[None, :])
+        if SCALING > 0:
+            amax_T = tl.max(tl.where(is_pair_T[None, :], tl.abs(act_OT.to(tl.float32)), 0.0), axis=0)
+            if SCALING == 1:
+                tl.atomic_max(act_amax_ptr, tl.max(amax_T, axis=0))
+            else:
+                block = tl.program_id(1) * TILE_O // 128
+                tl.atomic_max(act_amax_ptr + pair_T * (INNER // 128) + block, amax_T, mask=is_pair_T)
 
 
 @triton.jit
@@ -208,15 +176,18 @@ def _experts_down(
     HAS_BIAS: tl.constexpr, SCALING: tl.constexpr,
     IS_ONE: tl.constexpr, TILE_P: tl.constexpr, TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """Program: a tile of outputs of one expert, for all pairs that meet it."""
+    """Program: a tile of outputs of one expert, for all pairs that meet it, each times its weight."""
+    o = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
     _, _, count = _mine(ids_ptr, 0, pairs, IS_ONE, TILE_P, TILE_T)
     for base in range(0, count, TILE_T):
         expert, pair_T, count = _mine(ids_ptr, base, pairs, IS_ONE, TILE_P, TILE_T)
-        _down(
-            act_ptr, weights_ptr, weight_ptr, bias_ptr, scale_ptr, parts_ptr, amax_ptr, expert, pair_T,
-            base + tl.arange(0, TILE_T) < count, INNER, WIDTH, STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING,
-            TILE_T, TILE_O, TILE_I,
+        is_pair_T = base + tl.arange(0, TILE_T) < count
+        sums_OT = sums(
+            act_ptr, pair_T, is_pair_T, weight_ptr, bias_ptr, scale_ptr, amax_ptr, expert, o, WIDTH, INNER,
+            STRIDE_E, STRIDE_O, STRIDE_I, HAS_BIAS, SCALING, TILE_T, TILE_O, TILE_I,
         )  # fmt: skip
+        sums_OT *= tl.load(weights_ptr + pair_T, mask=is_pair_T, other=0.0)[None, :]
+        tl.store(parts_ptr + pair_T[None, :] * WIDTH + o[:, None], sums_OT, mask=is_pair_T[None, :])
 
 
 @triton.jit
