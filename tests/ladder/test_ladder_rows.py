@@ -56,6 +56,7 @@ def test_each_step_is_compared_with_plain_eager_and_with_the_step_before(records
     assert top["step_speedup"]["latency_ms"]["times"] == pytest.approx(2)
     low, high = top["speedup"]["latency_ms"]["interval"]
     assert low < 4 < high
+    assert top["speedup"]["latency_ms"]["verdict"] == top["step_speedup"]["latency_ms"]["verdict"] == "better"
     assert found["single", "b"]["speedup"]["latency_ms"]["times"] == pytest.approx(1 / 0.6)
     assert found["baseline", "none"]["speedup"] == {}
 
