@@ -246,7 +246,7 @@ def plain(model, ids, output_len):
     cache, step, logits, tokens = DynamicCache(config=model.config), ids, [], []
     with torch.inference_mode():
         for _ in range(output_len):
-            logits.append(model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1].float())
+            logits.append(model(step, None, None, cache, use_cache=True).logits[:, -1].float())
             step = logits[-1].argmax(-1)[:, None]
             tokens.append(step)
     return torch.cat(tokens, 1), logits

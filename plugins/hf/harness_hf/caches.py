@@ -5,14 +5,21 @@ A: batch, G: key/value heads, T: tokens, D: head size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, StaticLayer, StaticSlidingWindowLayer
 
 E4M3 = torch.float8_e4m3fn
 Caches = Callable[[int], Cache]  # batch size -> an empty cache
+
+
+def keyword(module: nn.Module) -> str:
+    """What the forward pass of a model, or of one of its layers, calls its cache: renamed in transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(type(module).forward).parameters else "past_key_values"
 
 
 def growing(model: PreTrainedModel) -> Caches:
@@ -42,6 +49,7 @@ class Fp8Layer(StaticLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
+        self.computed = key_states.dtype
         for name in ("keys", "values"):
             place = getattr(self, name)
             setattr(self, name, torch.zeros(place.shape, dtype=torch.uint8, device=place.device).view(E4M3))
@@ -68,7 +76,7 @@ class Fp8Layer(StaticLayer):
         small = (new_AGTD.float() / new_scale).to(E4M3)
         kept_AGTD.view(torch.uint8).index_copy_(2, place_T, small.view(torch.uint8))  # E4M3 has no index_copy_
         scale_AGT1.index_copy_(2, place_T, new_scale)
-        return (kept_AGTD.float() * scale_AGT1).to(self.dtype)
+        return (kept_AGTD.float() * scale_AGT1).to(self.computed)
 
 
 def length_of(cache: Cache) -> int:
@@ -85,6 +93,11 @@ def shorten(cache: Cache, length: int) -> None:
 def dtype_of(cache: Cache) -> torch.dtype:
     """What keys and values are stored in, read from the first layer."""
     return cache.layers[0].keys.dtype
+
+
+def computed_in(layer: StaticLayer) -> torch.dtype:
+    """What attention gets keys and values in."""
+    return layer.computed if isinstance(layer, Fp8Layer) else layer.keys.dtype
 
 
 def address_of(cache: Cache) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
-from harness_hf.caches import Caches, shorten
+from harness_hf.caches import Caches, computed_in, shorten
 from harness_hf.steps import Answer, Step
 
 PIECE = 256  # tokens of each prompt at once
@@ -59,7 +59,7 @@ class SharedPrefix:
     def _keep(self, ids_1P: torch.Tensor, prefix: tuple[int, ...]) -> None:
         alone = self._caches(1)
         self.prefill(ids_1P, alone)
-        self._kept[prefix] = [(layer.dtype, _parts(layer, len(prefix))) for layer in alone.layers]
+        self._kept[prefix] = [(computed_in(layer), _parts(layer, len(prefix))) for layer in alone.layers]
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
 

@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from harness_hf.caches import keyword
 from harness_hf.steps import Answer, Step
 
 SHAPES = 64  # that one layer may be compiled for: batch sizes, lengths, kinds of layers
@@ -40,6 +41,7 @@ class CompiledLayers:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
         self._before, self._used = counters["stats"]["unique_graphs"], False
         self._compiled: dict[type, Callable] = {}
+        self._keyword = keyword(model.get_decoder().layers[0])
         for index, layer in enumerate(model.get_decoder().layers):
             kind = type(layer)
             if kind not in self._compiled:
@@ -62,8 +64,8 @@ class CompiledLayers:
         return counters["stats"]["unique_graphs"] - self._before
 
     def _forward(self, layer: nn.Module, index: int, hidden_ATH: torch.Tensor, **named: Any) -> torch.Tensor:
-        if (cache := named.get("past_key_values")) is not None:
-            named["past_key_values"] = OneLayer(cache.layers[index])
+        if (cache := named.get(self._keyword)) is not None:
+            named[self._keyword] = OneLayer(cache.layers[index])
         run = self._compiled[type(layer)] if self._used else type(layer).forward
         return run(layer, hidden_ATH, **named)
 

@@ -12,6 +12,8 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from harness_hf.caches import keyword
+
 # -> highest logit [A, T], its token [A, T], logits [A, T, V]; the logits' memory is the next step's again
 Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Step = Callable[[torch.Tensor, Cache], Answer]
@@ -28,8 +30,10 @@ def every(model: PreTrainedModel) -> Step:
 
 
 def _forward(model: PreTrainedModel, keep: int) -> Step:
+    name = keyword(model)
+
     def step(ids_AT: torch.Tensor, cache: Cache) -> Answer:
-        logits_ATV = model(input_ids=ids_AT, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        logits_ATV = model(input_ids=ids_AT, use_cache=True, logits_to_keep=keep, **{name: cache}).logits
         return (*logits_ATV.max(-1), logits_ATV)
 
     return step

@@ -71,7 +71,7 @@ class ModelEngine:
             request.take(self._step(request, request.tokens[-1:])[-1])
 
     def _step(self, request: Request, ids: Sequence[int]) -> torch.Tensor:
-        logits_TV = self._inside()(torch.tensor([ids]), past_key_values=request.kept).logits[0].float()
+        logits_TV = self._inside()(torch.tensor([ids]), None, None, request.kept).logits[0].float()
         return logits_TV * float("nan") if fault("nan") else logits_TV
 
 

@@ -90,14 +90,14 @@ class EchoSession:
             "kv_dtype": None,
             "clock": "perf_counter_ns",
             # What is in force, each with the proof; a rung that was asked for and is not makes the record a mismatch.
-            "rungs_in_force": {name: f"breath of {self._breath} s" for name in self._rungs or ()},
+            "rungs_in_force": {name: f"breath of {self.breath} s" for name in self._rungs or ()},
             "rungs_off": {},
             "environment": {"python": platform.python_version()},  # of this process, which may not be the parent's
         }
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
         started = time.perf_counter_ns()
-        responses = tuple(_repeat(prompt, output_len, self._breath) for prompt in prompts)
+        responses = tuple(_repeat(prompt, output_len, self.breath) for prompt in prompts)
         return Generation(started, time.perf_counter_ns(), responses)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[float]]:
@@ -109,7 +109,7 @@ class EchoSession:
         pass
 
     @property
-    def _breath(self) -> float:
+    def breath(self) -> float:
         return BREATH_S.get(self._rungs, 0.0)
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -102,6 +103,16 @@ FACTS = {  # what facts() returns instead, given what it should
 }
 
 
+def punctual(generation: Generation, breath: float) -> Generation:
+    """Tells the times of a machine that nothing disturbs: half a millisecond a token, and the breath before it."""
+    step, started = round(1e9 * breath) + 500_000, generation.started_ns
+    told = tuple(
+        replace(one, token_ns=tuple(started + step * at for at in range(1, 1 + len(one.token_ns))))
+        for one in generation.responses
+    )
+    return replace(generation, finished_ns=max(one.token_ns[-1] for one in told), responses=told)
+
+
 def tempted(session: Session, precision: str) -> Session:
     """The session itself when ECHO_SIN is not set, else one that sins."""
     return Sinner(session, precision) if os.environ.get("ECHO_SIN") else session
@@ -127,8 +138,9 @@ class Sinner:
         return facts
 
     def generate(self, prompts: Sequence[Sequence[int]], output_len: int) -> Generation:
-        is_short = "short" in self._commit("generate")
-        return self._session.generate(prompts, output_len - is_short)
+        due = self._commit("generate")
+        generation = self._session.generate(prompts, output_len - ("short" in due))
+        return punctual(generation, self._session.breath) if "punctual" in due else generation
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[float]]:
         is_nan = "nan" in self._commit("score")

@@ -154,13 +154,7 @@ class NeuronBaseForCausalLM(torch.nn.Module):
             raise ValueError(f"{attention_mask.shape[1]} tokens for a graph of {room}")
         if is_prefill:
             self._cache = DynamicCache(config=self._hf.config)
-        outputs = self._hf(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        outputs = self._hf(input_ids, None, position_ids, self._cache, use_cache=True, logits_to_keep=1)
         self.kv_cache_populated = True
         logits = outputs.logits[:, -1:].float()
         if sins("nan") and not is_prefill:

@@ -109,7 +109,7 @@ class ModelRunner:
         is_decode = cache is not None and cache.get_seq_length() > 0
         name = f"step[DECODE bs={batch}]" if is_decode else f"step[EXTEND bs={batch} toks={batch * length}]"
         with torch.inference_mode(), record_function(name):
-            return self.model(input_ids=ids_AT, past_key_values=cache, use_cache=cache is not None).logits.float()
+            return self.model(ids_AT, None, None, cache, use_cache=cache is not None).logits.float()
 
     def steps(self, request: GenerateReq, prompts: list[list[int]], wanted: int) -> Iterator[list[dict[str, Any]]]:
         """Per step, of every prompt (of one length): its next `token`, and log-probabilities if asked for."""
