@@ -88,6 +88,15 @@ def test_a_record_without_profile_is_not_explained(harness):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
+def test_a_record_of_emulated_arithmetic_is_not_explained(harness):
+    path = harness.folder / "record.json"
+    profile = {"analysis": "traces/a.analysis.json"}
+    path.write_text(json.dumps({"engine": "hf", "precision": "fp8", "compute_mode": "emulated", "profile": profile}))
+    done = harness("explain", path, path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "hf fp8 is emulated" in done.stderr
+
+
 def test_without_a_gpu_nsys_is_one_line_and_everything_else_runs(harness):
     done = harness.measure("--precision", "bf16", "--workload", "perf,ppl", "--profile", "nsys")
     assert done.returncode == 0

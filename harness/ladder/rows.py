@@ -92,7 +92,7 @@ def ladders(records: Iterable[Record]) -> list[list[Row]]:
             (r for r in perf if r["status"] != "skipped"),
             lambda r: tuple(r.get(name) for name in (*WORK, "num_iterations")),
         )
-        skipped = [record for record in perf if record["status"] == "skipped"]
+        skipped = [record for record in perf if record["status"] == "skipped" and _rungs(record) != DEFAULT]
         found += [_rows([*of_work, *skipped], group) for of_work in works.values() if _is_ladder(of_work)]
     return found
 

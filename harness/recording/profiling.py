@@ -16,6 +16,7 @@ from harness.kernels.agreement import FAILED
 from harness.kernels.agreement import NAME as AGREE
 from harness.kernels.taxonomy import Rule
 from harness.names import safe_name
+from harness.precision import EMULATED
 from harness.profiler import ProfilerSpec
 from harness.recording.records import OutputFolder, Record, write_json
 
@@ -86,16 +87,21 @@ def added(record: Record, path: Path, profiler: str, rules: Sequence[Rule], root
 
 def analysis_of(record: Node, path: Path) -> tuple[str, Node]:
     """The answer kept beside the trace of a record, and the record's name in sentences. `path`: of the record, which
-    lies anywhere in its output folder. Raises UsageError when there is none."""
+    lies anywhere in its output folder. Raises UsageError when there is none, and HarnessError for emulated arithmetic,
+    whose times mean nothing."""
     name = " ".join(str(record.at(key).text()) for key in ("engine", "precision"))
     kept = record.at("profile", "analysis").text()
     if kept is None:
         raise UsageError(
             f"{path}: its profile was not analysed: {record.at('profile', 'problem').text() or 'no trace'}"
         )
+    if record.at("compute_mode").text() == EMULATED:
+        raise HarnessError(f"{path}: {name} is emulated, so the time of its kernels is not that of {name.split()[-1]}")
+    batch = record.at("batch_size").count()
+    work = str(record.at("workload").text()) if batch is None else f"batch {batch}"
     for folder in path.resolve().parents:
         if (folder / kept).is_file():
-            return f"{name} batch {record.at('batch_size').count()}", load(folder / kept)[1][0]
+            return f"{name} {work}", load(folder / kept)[1][0]
     raise UsageError(f"{path}: {kept} is in no folder above it: keep the record in its output folder")
 
 

@@ -21,7 +21,7 @@ SENTENCE = 2000  # characters of one of ours
 LONGEST = 300  # characters of one text from a record
 COLUMNS = (
     "model,engine,precision,compute mode,batch,in+out,latency ms,× bf16,TTFT ms,ITL ms,output tok/s,n,perplexity,change %,"
-    "config,device"
+    "chunks,dataset,config,device"
 ).split(",")
 LADDER = (
     "model,engine,precision,batch,in+out,rung,changes output,ITL × eager,ITL × step,TTFT × eager,TTFT ms,ITL ms,"
@@ -62,7 +62,8 @@ def _head(found: Found) -> Iterator[str]:
         f" and {len(folders) - FOLDERS} more" if len(folders) > FOLDERS else ""
     )
     yield "## Which precision pays, on which engine"
-    yield f"\n{len(found.entries)} cells from {named}: {counts}. harness {__version__}"
+    total = len(found.entries)
+    yield f"\n{total} record{'s' * (total != 1)} from {named}: {counts}. harness {__version__}"
     if found.passed_over:
         first = found.passed_over[0]
         yield f"\n{len(found.passed_over)} files are not shown, the first {escaped(first[0])}: {escaped(first[1])}"

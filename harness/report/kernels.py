@@ -31,7 +31,7 @@ ROW = 28  # pixels
 
 
 def ledger(facts: Facts) -> charts.Chart:
-    profiled = [record for record in facts.records if (record.get("profile") or {}).get("phases")]
+    profiled = [entry.record for entry in facts.profiled if entry.record["profile"].get("phases")]
     found = (_ledger(label, group) for label, group in charts.works(facts, profiled))
     return charts.chart("kernels", found, _problems(facts) or NOTHING)
 
@@ -41,7 +41,7 @@ def waterfalls(facts: Facts) -> charts.Chart:
 
 
 def _problems(facts: Facts) -> str:
-    found = {str(r["profile"]["problem"]) for r in facts.records if (r.get("profile") or {}).get("problem")}
+    found = {str(problem) for entry in facts.profiled if (problem := entry.record["profile"].get("problem"))}
     return f"No profile has an answer: {'; '.join(sorted(found))}." if found else ""
 
 
@@ -114,7 +114,7 @@ def _notes(record: Record) -> Iterator[str]:
 
 
 def _waterfalls(facts: Facts) -> Iterator[charts.Chart]:
-    pairs = list(_pairs([entry for entry in facts.entries if (entry.record.get("profile") or {}).get("analysis")]))
+    pairs = list(_pairs([entry for entry in facts.profiled if entry.record["profile"].get("analysis")]))
     read: dict[int, tuple[str, Node]] = {}
     for count, (a, b) in enumerate(pairs[:WATERFALLS]):
         first, second = (f"{setup_words(entry.record)}" for entry in (a, b))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.judging.compare import SAME
-from harness.ladder.rows import Row, ladders, limit, memory, middle, speedups, why
+from harness.ladder.rows import Row, limit, memory, middle, speedups, why
 from harness.ladder.show import GIB, kl_words, title
 from harness.ladder.steps import CUMULATIVE, OFF, PRECISION
 from harness.recording.records import Record
@@ -19,7 +19,7 @@ WORDS = ("rung", "changes output")  # columns of text that only this table has
 def ladder(facts: Facts) -> Table:
     """A row per step and work; what could not be on has its reason in place of numbers."""
     every: list[dict[str, Any]] = []
-    for row in (row for rows in ladders(facts.records) for row in rows):
+    for row in facts.steps:
         cells = _cells(row)
         if row.kind != OFF or cells not in every:  # what is off is off in every work
             every.append(cells)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from harness.judging.compare import SAME, UNKNOWN, Comparison, Difference, compare
+from harness.ladder.rows import Row as Step
+from harness.ladder.rows import ladders
 from harness.precision import EMULATED, PRECISIONS, WEIGHT_ONLY
 from harness.recording.records import Record
 from harness.recording.stats import PERCENT
@@ -37,10 +40,16 @@ class Facts:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = sorted((entry for entry in entries if entry.is_current), key=lambda one: _order(one.record))
         self.records = [entry.record for entry in self.entries]
+        self.profiled = _profiled(entries)
         self.rows = list(_rows(self.records))
         self._bases = {_base_key(r): r for r in reversed(self.records) if r["precision"] == "bf16"}
         self._light = {id(record): _light(record) for record in self.records}
         self._compared: dict[tuple[int, int], Comparison] = {}
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Of every ladder among the records."""
+        return [step for steps in ladders(self.records) for step in steps]
 
     def compare(self, a: Record, b: Record) -> Comparison:
         """`harness.judging.compare.compare` in latency and perplexity, once for each pair."""
@@ -64,6 +73,16 @@ class Facts:
         return self.compare(base, record).metrics.get(metric) if base else None
 
 
+def _profiled(entries: Iterable[Entry]) -> list[Entry]:
+    """Of each key the newest that has a profile, for it may have been measured again without. None of emulated cells,
+    whose times mean nothing."""
+    found: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda one: str(one.record.get("written_at") or "")):
+        if entry.record.get("profile") and entry.record["compute_mode"] != EMULATED:
+            found[entry.record["key"]] = entry
+    return sorted(found.values(), key=lambda one: _order(one.record))
+
+
 def subject(record: Record) -> tuple[str, str, str]:
     """What a verdict is about: model, weights and device."""
     return record["model"] or "unknown model", record["weights"] or "unknown", device(record)
@@ -81,6 +100,8 @@ def work(record: Record) -> tuple[Any, ...]:
 
 def work_words(record: Record) -> str:
     batch, input_len, output_len = work(record)
+    if record["workload"] != "perf":
+        return f"{record['workload']}, {_or(record.get('num_chunks'))} × {_or(input_len)}"
     return f"batch {_or(batch)}, {_or(input_len)}+{_or(output_len)}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from harness.cells import DEFAULT
 from harness.judging.compare import UNKNOWN
 from harness.precision import NATIVE
 from harness.recording.records import Record
@@ -43,8 +44,12 @@ ALWAYS = frozenset(("engine", "precision"))  # shown though all rows agree
 
 
 def precisions(facts: Facts) -> Table:
-    """Every configuration: speed, and what it is of BF16's; perplexity, and how it changed."""
-    return table("precisions", [_result(facts, row) for row in _telling(facts.rows)])
+    """Every configuration: speed, and what it is of BF16's; perplexity, and how it changed. The steps of a ladder have a
+    table of their own; of them the engine's default is here, too."""
+    climbed = [step.perf for step in facts.steps if step.rungs != DEFAULT]
+    steps, setups = set(map(id, climbed)), {_setup(Row(perf, None)) for perf in climbed}
+    rows = [row for row in facts.rows if not (id(row.perf) in steps or row.perf is None and _setup(row) in setups)]
+    return table("precisions", [_result(facts, row) for row in _telling(rows)])
 
 
 def engines(facts: Facts) -> Table:
@@ -134,13 +139,13 @@ def _result(facts: Facts, row: Row) -> dict[str, Any]:
             ppl["perplexity"] if has_quality(ppl) else None, ".4f", why_not(ppl, "perplexity", "accuracy")
         ),
         f"change % ({PERCENT})": _compared(facts, ppl, "accuracy", changed, change, "+.2f"),
+        "chunks": number(len(ppl.get("per_chunk_ppls") or ()) or None if ppl else None, "d", "no perplexity"),
+        "dataset": str((ppl or {}).get("dataset") or DASH),
         "J/token": number(
             (perf or {}).get("joules_per_output_token") if is_fast else None,
             ".3f",
             str((perf or {}).get("energy_problem") or "energy was not read"),
         ),
-        "chunks": number(len(ppl.get("per_chunk_ppls") or ()) or None if ppl else None, "d", "no perplexity"),
-        "dataset": str((ppl or {}).get("dataset") or DASH),
         "MoE backend": str(measured.get("moe_backend") or DASH),
         "config": str(either["config"]),
         "device": device(either),

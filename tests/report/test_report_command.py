@@ -121,4 +121,4 @@ def test_results_of_another_tool_are_shown_too(harness, tmp_path):
 def test_a_single_record_is_a_report(harness, keep):
     folder = keep(record("perf", [100.0, 101.0]))
     done = harness(folder / "records" / "0000.json", "--format", "md")
-    assert done.exit_code == 0 and "1 cells" in done.stdout
+    assert done.exit_code == 0 and "1 record from" in done.stdout

@@ -142,6 +142,34 @@ def test_the_kernel_ledger_adds_up_to_the_step_and_the_waterfall_to_the_differen
     assert first["to"] + sum(bar["to"] - bar["from"] for bar in bars) == pytest.approx(last["to"], abs=0.01)
 
 
+def test_a_profile_outlives_a_later_measurement_without_one_and_an_emulated_one_is_drawn_nowhere(keep):
+    share = {"ms_per_step": 2.0, "percent": 100.0, "percent_of_window": 100.0}
+    decode = {"steps": 8, "ms_per_step": 2.0, "idle_ms": None, "categories": {"expert_gemm": share}, "max_speedup": 2.0}
+    profile = {"profiler": "torch", "analysis": "traces/a.analysis.json", "phases": {"decode": decode}}
+    bf16, fp8 = ({**one, "profile": profile} for one in (SLOW, scaled(1, mode="emulated")))
+    later = {**SLOW, "written_at": "2099-01-01T00:00:00Z"}
+    charts = content(keep(bf16, fp8, later))["charts"]
+    ((view,),) = (choice["views"] for choice in charts["kernels"]["choices"])
+    assert {bar["row"] for bar in view["values"]} == {"swift bf16, 2.00 ms"}
+    assert charts["waterfall"]["choices"] == []
+
+
+def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_rows_of_precisions(keep):
+    def asked(rungs: str, **more) -> dict:
+        found = named(SLOW, requested={**SLOW["requested"], "rungs": rungs}, config=rungs, **more)
+        return {**found, "conditions": {**found["conditions"], "rungs": rungs}}
+
+    off = {"status": "skipped", "latency_ms": None, "raw": None}
+    alone = named(asked("c"), batch_size=4)  # at a work without plain eager
+    low = named(FAST, reason="emulated", **off)  # no rung: the default at a precision that is not measured here
+    records = asked("none"), asked("a"), asked("b", reason="rung b: needs a GPU", **off), low, alone
+    tables = content(keep(*records))["tables"]
+    told = {said(cell) for line in tables["precisions"]["rows"] for cell in line}
+    assert {"fp8", "c"} <= told and not {"none", "a", "b"} & told
+    place = [column["name"] for column in tables["ladder"]["columns"]].index("rung")
+    assert [line[place] for line in tables["ladder"]["rows"]] == ["none", "+ a", "off: b"]
+
+
 def test_the_roofline_draws_the_points_and_the_table_their_share():
     found = content(H200 / "profiles/torch")
     (choice,) = found["charts"]["roofline"]["choices"]
