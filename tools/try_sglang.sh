@@ -5,17 +5,10 @@
 # SGLang and moe-harness (constraints/sglang.txt) are importable; it takes over 10 minutes and ends with ALLDONE.
 set -u
 MODEL=$(cd "${1:?a folder with config.json}" && pwd); OUT=${2:?a folder to write to}; TREE=$PWD
-export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+. tools/steps.sh
 export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")}
 export SGLANG_JIT_DEEPGEMM_PRECOMPILE=false   # all shapes beforehand takes many minutes
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) && cd "$OUT"
-# step NAME SECONDS COMMAND...: all it says in NAME.log, stdout of --json runs in NAME.json
-step() {
-  name=$1 limit=$2; shift 2; echo "== $name $(date +%T)"
-  if [ "${*: -1}" = --json ]; then timeout "$limit" "$@" >"$OUT/$name.json" 2>"$OUT/$name.log"
-  else timeout "$limit" "$@" >"$OUT/$name.log" 2>&1; fi
-  echo "rc $?" | tee -a "$OUT/$name.log"; tail -3 "$OUT/$name.log"
-}
 H="python3 -m harness"
 step versions 60 python3 -c 'import sglang, sgl_kernel, flashinfer, torch, transformers as t; print(sglang.__version__, torch.__version__, torch.version.cuda, t.__version__, flashinfer.__version__)'
 step names 120 python3 -m pytest -p no:cacheprovider -x "$TREE/tests/engines/test_sglang.py" -k installed

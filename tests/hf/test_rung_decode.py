@@ -11,7 +11,7 @@ from harness_hf.machine import cores_beside
 from harness_hf.prefill import PIECE
 from harness_hf.rungs import LADDER, NAMES, asked
 from harness_hf.session import HfSession
-from harness_hf.speculative import DRAFT, Text, difference
+from harness_hf.speculative import DRAFT, Margin, Text, difference
 
 from harness import LoadFailed
 from harness.cells import Cell, Load, Setup
@@ -137,9 +137,21 @@ def test_speculation_that_leaves_greedy_decoding_is_not_in_force():
     tokens(session, prompts(1))
     live = session._live()
     assert proofs.proven(live, session._rungs)[0].keys() >= {"ngram"}
-    unequal = difference(torch.tensor([[1, 2, 3]]), torch.tensor([[1, 5, 3]]))
+    unequal = difference(torch.tensor([[1, 2, 3]]), torch.tensor([[1, 5, 3]]), torch.tensor([[0.0, 9.0, 0.0]]))
     in_force, off = proofs.proven(replace(live, unequal=unequal), session._rungs)
     assert "ngram" not in in_force and off["ngram"].startswith("token 1 of 3 is not that of plain")
+
+
+def test_of_two_tokens_that_tie_either_may_come_out_and_what_follows_is_another_text():
+    ours, plain = torch.tensor([[1, 2, 3], [7, 8, 9]]), torch.tensor([[1, 5, 4], [7, 8, 9]])
+    margin = Margin(ours)
+    for step, (own, other) in enumerate(((9.0, 9.0), (9.0, 8.875), (9.0, 1.0))):  # a rounding is 2^-4 there
+        logits = torch.zeros(2, 10, dtype=torch.bfloat16)
+        logits[0, ours[0, step]], logits[0, plain[0, step]], logits[1, plain[1, step]] = other, own, 9.0
+        margin(logits)
+    margin_AT = torch.stack(margin.found, dim=1)
+    assert margin_AT.tolist() == [[0, 2, 128], [0, 0, 0]] and difference(ours, plain, margin_AT) is None
+    assert difference(ours, plain, 2 * margin_AT).startswith("token 1 of 3 is not that of plain greedy decoding in 1 ")
 
 
 def test_drafts_are_what_followed_the_same_tokens_before():

@@ -27,7 +27,7 @@ from harness_hf.recording import recording
 from harness_hf.regional import CompiledLayers
 from harness_hf.routes import Routes
 from harness_hf.scoring import LOGIT_ROWS, CompiledBody, Eager
-from harness_hf.speculative import difference
+from harness_hf.speculative import Margin, difference
 
 SCORED_TOGETHER = {"cpu": 4096, "cuda": 16384}
 BY_LAYER = {"by_layer", "compiled_prefill", "compiled_scoring"}
@@ -169,8 +169,9 @@ class HfSession:
         self._kv_dtype = self._decoder.kv_dtype
         if "ngram" in self._rungs.on and (shape := (*ids_AT.shape, output_len)) not in self._compared:
             self._compared.add(shape)
-            plain_AT, *_ = plain_beside(self._decoder, self._model).generate(ids_AT, output_len)
-            self._unequal = self._unequal or difference(generated[0], plain_AT)
+            margin = Margin(generated[0])
+            plain_AT, *_ = plain_beside(self._decoder, self._model).generate(ids_AT, output_len, margin)
+            self._unequal = self._unequal or difference(generated[0], plain_AT, torch.stack(margin.found, dim=1))
         return generated
 
     def _live(self) -> proofs.Live:
