@@ -132,6 +132,12 @@ def test_an_iteration_is_one_sample_of_each_metric():
     assert iteration_samples({"latency_ns": [10 * MS]}, "ttft_ms") is None, "of a tool that keeps no token times"
 
 
+def test_tokens_that_come_together_have_no_itl_and_no_estimate_of_it():
+    pairs = raw_times([batch(0, (10 * MS, None, 20 * MS, None, 30 * MS), finished=30 * MS)] * 3)
+    assert speed(pairs, 1, 8, 5)["itl_ms"] is None and iteration_samples(pairs, "itl_ms") is None
+    assert iteration_samples(pairs, "tpot_ms") == [5, 5, 5]
+
+
 @pytest.mark.parametrize(
     ("raw", "joules", "problem"),
     [

@@ -140,7 +140,7 @@ def why(record: Record) -> str:
     """Why it has no number, or one that is not ranked."""
     if record["status"] == "failed":
         return f"{record['failure'].get('class')}: {record['failure'].get('message')}"
-    return record.get("reason") or ""
+    return record.get("reason") or record.get("kl_problem") or ""
 
 
 def changing(engine: str) -> set[str]:

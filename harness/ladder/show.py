@@ -53,7 +53,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"{row.perf['status']} {title(row)}: {why(row.perf)}" for row in rows if row.kind != OFF and why(row.perf)
     )
     lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
-    lines += _once(f"no KL of {title(row)}: {why(row.kl)}" for row in rows if row.kl and not row.kl.get("kl"))
+    lines += _without_kl(rows)
     cached = [title(row) for row in rows if (row.perf.get("conditions") or {}).get("prefix_cache_hits")]
     if cached:
         lines.append(
@@ -115,6 +115,13 @@ def _cost(row: Row) -> dict[str, str]:
         "KL prefill": kl_words(row, "prefill"),
         "KL decode": kl_words(row, "decode"),
     }
+
+
+def _without_kl(rows: Sequence[Row]) -> Iterator[str]:
+    """A line per reason."""
+    reasons = {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")}
+    for reason in dict.fromkeys(reasons.values()):
+        yield f"no KL of {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
 
 
 def _silent(rows: Sequence[Row]) -> Iterator[str]:

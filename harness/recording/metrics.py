@@ -101,8 +101,7 @@ def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[st
     gaps = _flat(
         _per_request(raw, lambda ns: [None if None in pair else pair[1] - pair[0] for pair in zip(ns, ns[1:])])
     )
-    every = [gap for request in gaps or () for gap in request]
-    itl = [gap / NS_PER_MS for gap in every if gap is not None]
+    itl = [gap / NS_PER_MS for request in gaps or () for gap in request if gap is not None]
     tpot = _per_request(raw, _gap) if output_len > 1 else None
     average = mean(latency)
     return {
@@ -114,7 +113,7 @@ def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[st
         else None,
         "latency_ms": summarise(latency),
         "ttft_ms": summarise(_flat(firsts)),
-        "itl_ms": summarise(itl if len(itl) >= LEAST_GAPS * len(every) else None),
+        "itl_ms": summarise(itl if _has_gaps(raw) else None),
         "tpot_ms": summarise(_flat(tpot)),
         **_energy(raw, len(latency) * batch_size * output_len),
     }
@@ -122,11 +121,21 @@ def speed(raw: Raw, batch_size: int, input_len: int, output_len: int) -> dict[st
 
 def iteration_samples(raw: Raw, name: str) -> list[float] | None:
     """One value of a speed metric per iteration, in ms: the mean over its requests, which share its luck and are no
-    independent samples. None where a time it reads was not measured."""
+    independent samples. None where a time it reads was not measured, and for gaps where too many were not."""
     if name == "latency_ms":
         return [ns / NS_PER_MS for ns in raw["latency_ns"]]
+    if name == "itl_ms" and not _has_gaps(raw):
+        return None
     batches = _per_request(raw, {"ttft_ms": lambda ns: ns[0] / NS_PER_MS, "itl_ms": _gap, "tpot_ms": _gap}[name])
     return None if batches is None else [mean(batch) for batch in batches]
+
+
+def _has_gaps(raw: Raw) -> bool:
+    """Whether enough gaps between tokens were measured."""
+    timelines = [(len(one["requests"]), one["ns"]) for batch in raw.get("token_ns") or () for one in batch]
+    every = sum(count * (len(ns) - 1) for count, ns in timelines)
+    measured = sum(count * sum(None not in pair for pair in zip(ns, ns[1:])) for count, ns in timelines)
+    return every > 0 and measured >= LEAST_GAPS * every
 
 
 def _gap(ns: Sequence[int]) -> float:

@@ -39,4 +39,4 @@ def harness_register_workloads() -> list[WorkloadSpec]:
 def measure(session: Session, inputs: Inputs, parameters: Mapping[str, Any], progress: Progress) -> Measurement:
     from harness.accuracy.beside import beside
 
-    return Measurement({"kl": beside(session, inputs, parameters, progress)})
+    return Measurement(beside(session, inputs, parameters, progress))
