@@ -10,7 +10,7 @@ from harness.judging.compare import SAME
 from harness.judging.table import WIDTH
 from harness.ladder.rows import Row, ladders, limit, memory, middle, speedups, why
 from harness.ladder.steps import BASELINE, CUMULATIVE, OFF, PRECISION, SINGLE
-from harness.recording.records import Record
+from harness.recording.records import MEASURED, Record
 from harness.recording.stats import PERCENT
 
 NOTHING = "-"
@@ -53,7 +53,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"{row.perf['status']} {title(row)}: {why(row.perf)}" for row in rows if row.kind != OFF and why(row.perf)
     )
     lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
-    lines += _without_kl(rows)
+    lines += _by_reason("KL", {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")})
+    lines += _by_reason("ITL", {title(row): _untimed(row.perf) for row in rows if _untimed(row.perf)})
     cached = [title(row) for row in rows if (row.perf.get("conditions") or {}).get("prefix_cache_hits")]
     if cached:
         lines.append(
@@ -117,11 +118,17 @@ def _cost(row: Row) -> dict[str, str]:
     }
 
 
-def _without_kl(rows: Sequence[Row]) -> Iterator[str]:
-    """A line per reason."""
-    reasons = {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")}
+def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
     for reason in dict.fromkeys(reasons.values()):
-        yield f"no KL of {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
+        yield f"no {what} of {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
+
+
+def _untimed(record: Record) -> str:
+    """Why a measured step has no ITL; empty where it has one."""
+    if record["status"] not in MEASURED or record.get("itl_ms") or record.get("output_len") == 1:
+        return ""
+    unread = (record["effective"].get("unread") or {}).get("itl_ms")
+    return unread or "tokens that come together have one time; latency and output tok/s speak"
 
 
 def _silent(rows: Sequence[Row]) -> Iterator[str]:

@@ -82,7 +82,8 @@ def _few_collections() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        if gc.get_threshold()[0] == IMPORTED:  # else the engine has an idea of its own
+            gc.set_threshold(*before)
 
 
 def _leave(status: int) -> NoReturn:

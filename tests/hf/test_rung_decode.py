@@ -163,8 +163,9 @@ def test_drafts_are_what_followed_the_same_tokens_before():
 
 def test_drafts_that_come_true_save_steps():
     session = open_session("static_cache+ngram", "fp32")
-    session.generate([[5, 6, 7, 8] * 40], 100)
+    (response,) = session.generate([[5, 6, 7, 8] * 40], 100).responses
     ran = session._decoder.continued
+    assert sum(time is not None for time in response.token_ns) == 1 + ran.steps  # of a step's tokens the last has one
     assert ran.tokens == 99 and ran.steps < 99 and session._unequal is None
 
 

@@ -84,8 +84,10 @@ def test_a_further_precision_is_compared_with_the_top_and_changes_the_output(rec
 def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_said(records):
     off = {**record("c", 1.0), "status": "skipped", "reason": "rung c: needs SM 89"}
     cached = record("a+b+d", 0.2, prefix_cache_hits=64)
+    together = record("a+b+d+e", 0.2, speculative_decoding="ngram") | {"itl_ms": None}
     page = io.StringIO()
-    print_ladder([*records, off, cached], page)
+    print_ladder([*records, off, cached, together], page)
+    assert "no ITL of + e: tokens that come together have one time" in page.getvalue()
     assert "off: rung c: needs SM 89" in page.getvalue()
     assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
 

@@ -1,4 +1,5 @@
-"""When each token was there: a host clock on a CPU; on a GPU, where the host runs ahead, CUDA events on its stream."""
+"""When each token was there: a host clock on a CPU; on a GPU, where the host runs ahead, CUDA events on its stream. Of
+tokens that come together only the last has a time: there was no gap between them to measure."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ class HostClock:
     name = "time.perf_counter_ns"
 
     def start(self, tokens: int) -> None:
-        self._times: list[int] = []
+        self._times: list[int | None] = []
         self._started = time.perf_counter_ns()
 
     def tick(self, tokens: int = 1) -> None:
         """`tokens` more are there."""
-        self._times += [time.perf_counter_ns()] * tokens
+        self._times += [*[None] * (tokens - 1), time.perf_counter_ns()]
 
-    def stop(self) -> tuple[list[int], int, int]:
+    def stop(self) -> tuple[list[int | None], int, int]:
         """When each token was there, start and finish."""
         return self._times, self._started, time.perf_counter_ns()
 
@@ -30,7 +31,7 @@ class CudaClock:
 
     def start(self, tokens: int) -> None:
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(tokens + 1)]
-        self._ends: list[torch.cuda.Event] = []
+        self._ends: list[torch.cuda.Event | None] = []
         torch.cuda.synchronize()
         self._started = time.perf_counter_ns()
         self._events[0].record()
@@ -38,10 +39,11 @@ class CudaClock:
     def tick(self, tokens: int = 1) -> None:
         event = self._events[len(self._ends) + 1]
         event.record()
-        self._ends += [event] * tokens
+        self._ends += [*[None] * (tokens - 1), event]
 
-    def stop(self) -> tuple[list[int], int, int]:
+    def stop(self) -> tuple[list[int | None], int, int]:
         torch.cuda.synchronize()
         finished = time.perf_counter_ns()
-        times = [self._started + round(self._events[0].elapsed_time(event) * 1e6) for event in self._ends]
+        began, started = self._events[0], self._started
+        times = [event and started + round(began.elapsed_time(event) * 1e6) for event in self._ends]
         return times, self._started, max(finished, times[-1])

@@ -98,7 +98,7 @@ class Decoder:
     @torch.inference_mode()
     def generate(
         self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
-    ) -> tuple[torch.Tensor, list[int], int, int]:
+    ) -> tuple[torch.Tensor, list[int | None], int, int]:
         """Tokens [A, output_len], when each was there, start and finish, in ns. Raises BadOutput."""
         cache = self.caches(ids_AT.shape[0])
         run = Run(self.timer, self.mark, on_logits)

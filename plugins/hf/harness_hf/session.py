@@ -158,7 +158,7 @@ class HfSession:
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], output_len: int, on_logits: OnLogits
-    ) -> tuple[torch.Tensor, list[int], int, int]:
+    ) -> tuple[torch.Tensor, list[int | None], int, int]:
         if len({len(prompt) for prompt in prompts}) != 1:
             raise Unsupported("the prompts of one batch must be equally long")
         if len(prompts[0]) + output_len > self._max_sequence:
