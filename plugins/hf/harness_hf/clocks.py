@@ -45,5 +45,5 @@ class CudaClock:
         torch.cuda.synchronize()
         finished = time.perf_counter_ns()
         began, started = self._events[0], self._started
-        times = [event and started + round(began.elapsed_time(event) * 1e6) for event in self._ends]
+        times = [None if one is None else started + round(began.elapsed_time(one) * 1e6) for one in self._ends]
         return times, self._started, max(finished, times[-1])

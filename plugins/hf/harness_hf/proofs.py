@@ -197,7 +197,10 @@ def _ngram(live: Live) -> Proof:
         return False, "steps are taken one by one"
     if not ran.steps:
         return True, IDLE
-    return live.unequal is None, live.unequal or "drafts were tried; tokens are those of plain greedy decoding, or tie with them"
+    return (
+        live.unequal is None,
+        live.unequal or "drafts were tried; tokens are those of plain greedy decoding, or tie with them",
+    )
 
 
 def _chunked_prefill(live: Live) -> Proof:
