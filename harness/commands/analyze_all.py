@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,22 @@ def analyze_all(output: Path | None, **given: Any) -> None:
     from harness.commands.page import check_page, write_page
     from harness.errors import UsageError
 
-    options, is_quick, most = _options(given)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    page = output or options.output_dir / "report.html"
+    asked = _asked(given)
+    folder = asked.options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    page = output or folder / "report.html"
     try:
         check_page(page)
     except UsageError:
         if output:
             raise
-        page = options.output_dir / "report.md"  # needs nothing that may be missing
+        page = folder / "report.md"  # needs nothing that may be missing
     began, code = time.monotonic(), 0
     measured: list[Any] = []
     for name, part in PARTS.items():
         click.echo(f"\n{name}\n{'=' * len(name)}")
         try:
-            found = part(options, is_quick, most, measured)
+            found = part(asked, measured)
         except UsageError as error:  # of this part; what the options say was checked by the first
             if not measured:
                 raise
@@ -71,7 +73,7 @@ def analyze_all(output: Path | None, **given: Any) -> None:
         sys.stdout.flush()
         if code == 130:
             break
-    folders = [folder for folder in _folders(options.output_dir) if any((folder / "records").glob("*.json"))]
+    folders = [place for place in _folders(folder) if any((place / "records").glob("*.json"))]
     if folders:
         write_page(folders, page)
         click.echo(f"\nreport: {page}")
@@ -79,34 +81,42 @@ def analyze_all(output: Path | None, **given: Any) -> None:
     sys.exit(code)
 
 
-def _precisions(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
+@dataclass(frozen=True)
+class _Asked:
+    options: Any  # a planning.plan.Options that goes for every part
+    is_quick: bool
+    most: int  # the last batch size
+
+
+def _precisions(asked: _Asked, measured: Sequence[Any]) -> Any:
     """Speed, accuracy, kernels and roofline of every precision at batch 1."""
     from dataclasses import replace
 
     from harness.judging.breakdown import print_breakdown
     from harness.judging.table import print_verdict
 
+    options = asked.options
     result = perform(replace(options, profiler="torch", parameters={**options.parameters, "batch_size": (1,)}))
     print_verdict(result.records, sys.stdout)
     print_breakdown(result.records, sys.stdout)
     return result
 
 
-def _batches(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
+def _batches(asked: _Asked, measured: Sequence[Any]) -> Any:
     """Batch 1 is the record that the precisions left: measured anew, it would lose its profile."""
     from dataclasses import replace
 
     from harness.ladder.batches import sweep
 
-    first = options.precisions[:1]
+    first = asked.options.precisions[:1]
     known = [record for record in measured if record["workload"] == "perf" and record["precision"] in first]
-    found = sweep(replace(options, precisions=first), most, perform, known)
+    found = sweep(replace(asked.options, precisions=first), asked.most, perform, known)
     for line in found.lines():
         click.echo(line)
     return found
 
 
-def _ladder(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
+def _ladder(asked: _Asked, measured: Sequence[Any]) -> Any:
     from dataclasses import replace
 
     from harness.commands.ladder import QUICK_LOGITS
@@ -116,9 +126,10 @@ def _ladder(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any
     from harness.ladder.steps import CUMULATIVE, KINDS
     from harness.planning.schedule import Policy
 
+    options, is_quick = asked.options, asked.is_quick
     rounds = 1 if is_quick else ROUNDS
     wanted = options.precisions[:1] if is_quick else options.precisions
-    batches = tuple(size for size in ((1,) if is_quick else (1, 16, 64)) if size <= most)
+    batches = tuple(size for size in ((1,) if is_quick else (1, 16, 64)) if size <= asked.most)
     again = replace(
         options,
         policy=Policy(rounds, rounds),
@@ -126,14 +137,14 @@ def _ladder(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any
         parameters={**options.parameters, "batch_size": batches, **({"num_chunks": (2,)} if is_quick else {})},
         output_dir=options.output_dir / LADDER,
     )
-    asked = Asked((CUMULATIVE,), logits=QUICK_LOGITS) if is_quick else Asked(KINDS, profiler="torch")
-    climbed = climb(again, asked, perform_plan, warn)
+    steps = Asked((CUMULATIVE,), logits=QUICK_LOGITS) if is_quick else Asked(KINDS, profiler="torch")
+    climbed = climb(again, steps, perform_plan, warn)
     print_ladder(climbed.result.records, sys.stdout)
     click.echo(text(climbed.profiled.records, again.output_dir / PROFILES), nl=bool(climbed.profiled.records))
     return climbed
 
 
-def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> Any:
+def _scaling(asked: _Asked, measured: Sequence[Any]) -> Any:
     from dataclasses import replace
 
     from harness import device
@@ -148,6 +159,7 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
     ranks = tuple(tp for tp in (1, 2, 4, 8) if tp <= here.count)
     if here.kind != "cuda" or len(ranks) < 2:
         raise UsageError("one GPU or none here: there is nothing to scale over")
+    options = asked.options
     engine = discover().engines[options.engines[0]]
     if "tp" not in engine.options:
         raise UsageError(f"{engine.name} has no tensor parallelism")
@@ -160,7 +172,7 @@ def _scaling(options: Any, is_quick: bool, most: int, measured: list[Any]) -> An
             precisions=options.precisions[:1],
             workloads=("perf",),
             profiler="torch",
-            parameters={**options.parameters, "batch_size": (1, min(16, most))},
+            parameters={**options.parameters, "batch_size": (1, min(16, asked.most))},
         )
     )
     print_verdict(result.records, sys.stdout)
@@ -181,8 +193,8 @@ def _folders(root: Path) -> Iterator[Path]:
     yield from (root, root / LADDER, root / LADDER / PROFILES)
 
 
-def _options(given: dict[str, Any]) -> tuple[Any, bool, int]:
-    """What goes for every part, whether it is quick, and the last batch size. Raises UsageError."""
+def _asked(given: dict[str, Any]) -> _Asked:
+    """From the command's options. Raises UsageError."""
     from harness import device
     from harness.errors import UsageError
 
@@ -198,4 +210,4 @@ def _options(given: dict[str, Any]) -> tuple[Any, bool, int]:
         **({"dataset": (absolute_dataset(dataset),)} if dataset else {}),
     }
     workloads = ("perf",) if given["weights"] == "dummy" else ("perf", "ppl")
-    return run_options(parameters, {**given, "workloads": workloads}), is_quick, most
+    return _Asked(run_options(parameters, {**given, "workloads": workloads}), is_quick, most)

@@ -21,12 +21,14 @@ MUCH = 3  # times the KL of every step below
 
 
 def print_ladder(records: Sequence[Record], stream: TextIO) -> None:
-    """Nothing where no record is of a ladder."""
+    """Nothing where no record is of a ladder. What goes for all works is said once, below the last."""
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(file=stream, width=WIDTH, highlight=False)
-    for rows in ladders(records):
+    found = [(rows, notes(rows)) for rows in ladders(records)]
+    common = [line for line in (found[0][1] if found else ()) if all(line in lines for _, lines in found)]
+    for rows, lines in found:
         one = rows[0].perf
         place = one["environment"]["device"]["name"]
         about = f"{one['engine']} {one['model']}, {one['weights']} weights, {one['precision']}, {place}: batch "
@@ -34,8 +36,11 @@ def print_ladder(records: Sequence[Record], stream: TextIO) -> None:
         steps = [row for row in rows if row.kind != OFF]
         console.print(_table([{**_step(row), **_speed(row)} for row in steps]))
         console.print(_table([{**_step(row), **_cost(row)} for row in steps]))
-        for line in notes(rows):
+        for line in (line for line in lines if line not in common):
             console.print(escape(line), soft_wrap=True)
+    for line in common:
+        console.print(escape(line), soft_wrap=True)
+    if found:
         console.print()
 
 
