@@ -106,7 +106,8 @@ def test_a_model_folder_that_is_not_there_is_the_engines_to_name(harness):
     done = harness("run", "--model", "./no-such-folder", "--precision", "bf16", "--workload", "ppl", *SMALL)
     (record,) = json.loads(done.stdout)
     assert done.returncode == 1
-    assert record["failure"]["class"] == "load_failed" and "no-such-folder" in record["failure"]["message"]
+    message = f"there is no folder {harness.folder / 'no-such-folder'}"
+    assert (record["failure"]["class"], record["failure"]["message"]) == ("load_failed", message)
     assert "Traceback" not in done.stderr
 
 

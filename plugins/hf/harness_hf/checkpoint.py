@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ def open_model(setup: Setup, device: torch.device, rungs: Asked) -> PreTrainedMo
     part of it, in a process group of all ranks.
 
     Raises LoadFailed, Unsupported, or what transformers raises."""
+    if (folder := Path(setup.source)).is_absolute() and not folder.is_dir():
+        raise LoadFailed(f"there is no folder {folder}")  # transformers would take it for a hub id
     config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
     if quantised := getattr(config, "quantization_config", None):
         method = (
