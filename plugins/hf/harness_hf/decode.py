@@ -5,37 +5,19 @@ A: batch, T: tokens, V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from harness import BadOutput
 from harness_hf import steps
 from harness_hf.caches import Caches, Fp8Layer, address_of, dtype_of, fixed, growing
 from harness_hf.clocks import CudaClock, HostClock
+from harness_hf.generation import PREFILL, Generated, Mark, OnLogits, Run, check, ignore, unmarked
 from harness_hf.grouped import in_few_kernels
 from harness_hf.prefill import Pieces, SharedPrefix
 from harness_hf.regional import ByLayer, CompiledLayers
 from harness_hf.speculative import DRAFT, Ngram
 from harness_hf.steps import Answer, Captured, Compiled, Step
-
-PREFILL, DECODE = "harness.prefill", "harness.decode"  # ranges of a profiled run
-NOTHING = nullcontext()
-
-OnLogits = Callable[[torch.Tensor], None]  # takes [A, V] of a step; the memory is the next step's again
-Mark = Callable[[str], AbstractContextManager]
-
-
-def unmarked(name: str) -> AbstractContextManager:
-    """What a timed run puts around a step."""
-    return NOTHING
-
-
-def ignore(logits_AV: torch.Tensor) -> None:
-    """What a timed run does with logits."""
 
 
 def decoder_of(
@@ -96,10 +78,8 @@ class Decoder:
         self.addresses: dict[int, set[int]] = {}  # batch size -> where its keys lay
 
     @torch.inference_mode()
-    def generate(
-        self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
-    ) -> tuple[torch.Tensor, list[int | None], int, int]:
-        """Tokens [A, output_len], when each was there, start and finish, in ns. Raises BadOutput."""
+    def generate(self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore) -> Generated:
+        """Raises BadOutput."""
         cache = self.caches(ids_AT.shape[0])
         run = Run(self.timer, self.mark, on_logits)
         self.timer.start(output_len)
@@ -108,27 +88,10 @@ class Decoder:
         run.tick(1)
         self.continued(run, ids_AT, cache, output_len - 1)
         times, started, finished = self.timer.stop()
-        _check(torch.stack(run.highest))
+        check(torch.stack(run.highest, dim=1))
         self.kv_dtype, self.cache_type = dtype_of(cache), type(cache.layers[0]).__name__
         self.addresses.setdefault(len(ids_AT), set()).add(address_of(cache))
         return torch.stack(run.tokens, dim=1), times, started, finished
-
-
-class Run:
-    """What one generation has given so far."""
-
-    def __init__(self, timer: HostClock | CudaClock, mark: Mark, on_logits: OnLogits) -> None:
-        self.tokens: list[torch.Tensor] = []  # [A] each
-        self.highest: list[torch.Tensor] = []
-        self.tick, self._mark, self._on_logits = timer.tick, mark, on_logits
-
-    def step(self) -> AbstractContextManager:
-        return self._mark(DECODE)
-
-    def took(self, value_A: torch.Tensor, token_A: torch.Tensor, logits_AV: torch.Tensor) -> None:
-        self.tokens.append(token_A)
-        self.highest.append(value_A)
-        self._on_logits(logits_AV)
 
 
 class Plain:
@@ -142,10 +105,3 @@ class Plain:
             with run.step():
                 run.took(*(value[:, -1] for value in self.step(run.tokens[-1][:, None], cache)))
             run.tick()
-
-
-def _check(highest: torch.Tensor) -> None:
-    """The highest logit of every step: one NaN among the logits makes it NaN, at no cost of its own."""
-    if not torch.isfinite(highest).all():
-        step = int((~torch.isfinite(highest)).any(-1).nonzero()[0])
-        raise BadOutput(f"logits of step {step} are not finite")

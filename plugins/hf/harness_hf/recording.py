@@ -9,7 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from harness.profilers.ranges import MARKS, modules_marked, window
-from harness_hf.decode import Decoder, unmarked
+from harness_hf.decode import Decoder
+from harness_hf.generation import unmarked
 
 
 @contextmanager

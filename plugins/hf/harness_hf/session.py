@@ -18,7 +18,8 @@ import transformers
 from harness import Generation, Load, LoadFailed, Logits, Response, Sampling, Setup, Unsupported, device, provenance
 from harness_hf import fp8, fused, machine, proofs, rungs
 from harness_hf.checkpoint import local, open_model
-from harness_hf.decode import OnLogits, decoder_of, ignore, plain_beside
+from harness_hf.decode import decoder_of, plain_beside
+from harness_hf.generation import Generated, OnLogits, ignore
 from harness_hf.layers import described, dtype_name
 from harness_hf.prefill import Pieces, SharedPrefix
 from harness_hf.products import Widened, widened
@@ -156,9 +157,7 @@ class HfSession:
             continued.append(tuple(out_1T[0, len(prompt) :].tolist()))
         return continued
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], output_len: int, on_logits: OnLogits
-    ) -> tuple[torch.Tensor, list[int | None], int, int]:
+    def _generate(self, prompts: Sequence[Sequence[int]], output_len: int, on_logits: OnLogits) -> Generated:
         if len({len(prompt) for prompt in prompts}) != 1:
             raise Unsupported("the prompts of one batch must be equally long")
         if len(prompts[0]) + output_len > self._max_sequence:

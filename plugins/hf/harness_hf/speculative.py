@@ -6,16 +6,12 @@ A: batch, T: tokens, K: tokens of a draft. The prompts of a batch go in step: a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from transformers.cache_utils import Cache
 
 from harness_hf.caches import shorten
+from harness_hf.generation import Run
 from harness_hf.steps import Step
-
-if TYPE_CHECKING:
-    from harness_hf.decode import Run
 
 DRAFT = 7  # tokens of a draft: eight are fed at once
 LENGTHS = (3, 2)  # of n-grams, the longest first

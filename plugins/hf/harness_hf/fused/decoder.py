@@ -11,10 +11,10 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from harness import BadOutput, Unsupported
+from harness import Unsupported
 from harness_hf.clocks import CudaClock, HostClock
-from harness_hf.decode import DECODE, PREFILL, Mark, OnLogits, ignore, unmarked
 from harness_hf.fused.step import Step, weights_of
+from harness_hf.generation import DECODE, PREFILL, Generated, Mark, OnLogits, check, ignore, unmarked
 from harness_hf.steps import Step as Prefill
 from harness_hf.steps import last
 
@@ -39,10 +39,8 @@ class FusedDecoder:
         self.replays = 0  # of graphs, since the start: what proves that they were used
 
     @torch.inference_mode()
-    def generate(
-        self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore
-    ) -> tuple[torch.Tensor, list[int], int, int]:
-        """Tokens [A, output_len], when each step ended, start and finish, in ns. Raises BadOutput, Unsupported."""
+    def generate(self, ids_AT: torch.Tensor, output_len: int, on_logits: OnLogits = ignore) -> Generated:
+        """Raises BadOutput, Unsupported."""
         batch_size, length = ids_AT.shape
         if length + output_len > (room := self._rotation[0].shape[0]):  # kernels would write beyond the cache
             raise Unsupported(f"{length} + {output_len} tokens asked for, there is room for {room}")
@@ -63,7 +61,7 @@ class FusedDecoder:
         times, started, finished = self._timer.stop()
         self.replays += (output_len - 1) * self.cuda_graphs
         made = slice(length, length + output_len)
-        _check(step.highest_AS[:, made])
+        check(step.highest_AS[:, made])
         return step.history_AS[:, made].clone(), times, started, finished
 
     def _step_for(self, batch_size: int) -> tuple[Step, Any]:
@@ -130,9 +128,3 @@ class _Front(CacheLayerMixin):
         return self.keys.shape[-2]
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.17
-
-
-def _check(highest_AS: torch.Tensor) -> None:
-    """The highest logit of every step; one NaN among the logits shows in it."""
-    if not (finite_S := torch.isfinite(highest_AS).all(0)).all():
-        raise BadOutput(f"logits of step {int((~finite_S).nonzero()[0])} are not finite")
