@@ -47,7 +47,8 @@ def print_ladder(records: Sequence[Record], stream: TextIO) -> None:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the rows must not hide: what is not on and why, what was cached, how sure the ratios are."""
     lines = [
-        f"times are medians; × in ITL and latency: times as fast as the step before, and as plain eager (none); {PERCENT} intervals"
+        "times are medians; × in ITL and latency: times as fast as the step before, and as plain eager (none); "
+        f"{PERCENT} intervals"
     ]
     noise = next((row.baseline.noise for row in rows if row.baseline and row.baseline.noise), "")
     lines += [f"noise in the intervals: {noise}"] if noise else []

@@ -79,11 +79,6 @@ class Fp8Layer(StaticLayer):
         return (kept_AGTD.float() * scale_AGT1).to(self.computed)
 
 
-def length_of(cache: Cache) -> int:
-    """Tokens in a fixed cache; waits for the GPU."""
-    return int(cache.layers[0].cumulative_length)
-
-
 def shorten(cache: Cache, length: int) -> None:
     """Forgets what a fixed cache holds beyond `length` tokens. What lies there is masked, then overwritten."""
     for layer in cache.layers:
