@@ -3,22 +3,30 @@
 # step after the other. Run from the repository root, where moe-harness[hf,profile] is importable, and vLLM by
 # .venv-vllm/bin/python:
 #   bash tools/try_ladder.sh CONFIG_FOLDER OUT      # CONFIG_FOLDER holds a config.json of Qwen3-30B-A3B
-# Ends with ALLDONE. PARTS="check start" runs some only, BATCHES=1,16 fewer works; a ladder that was cut short goes on.
+# Ends with ALLDONE. PARTS="check start" runs some only, BATCHES=1,16 fewer works of a ladder; one that was cut short goes
+# on. Part tp, not run unless named, needs two GPUs.
 set -u
 MODEL=$(cd "${1:?a folder with config.json}" && pwd); OUT=${2:?a folder to write to}
 . tools/steps.sh
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
-ladder() {
-  step "$1" "$2" python3 -m harness ladder --engine "$1" --model "$MODEL" --weights dummy --precision bf16,fp8 --quick \
-       --output-len 16 --batch-size "${BATCHES:-1,16,64}" --resume --output-dir "$OUT/$1" "${@:3}"
+SHAPE=(--model "$MODEL" --weights dummy)
+HF=(hf --without compile,compiled_scoring,tf32,numa)
+ladder() {  # NAME SECONDS BATCHES ENGINE OPTION...
+  step "$1" "$2" python3 -m harness ladder "${SHAPE[@]}" --precision bf16,fp8 --quick --output-len 16 --resume \
+       --output-dir "$OUT/$1" --batch-size "$3" --engine "${@:4}"
 }
-for part in ${PARTS:-check start hf gptoss vllm speed}; do case $part in
+for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   check)  step check 300 python3 -m harness_hf.check ;;
   start)  step start 200 python3 benchmarks/speed.py --model "$MODEL" --only start --vllm "" --output "$OUT/start" ;;
-  hf)     ladder hf 1500 --without compile,compiled_scoring,tf32,numa --profile ;;
   gptoss) step gptoss 300 python3 benchmarks/fused.py --model gpt-oss-20b ;;
-  vllm)   ladder vllm 1800 ;;
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
+  hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
+  ledger) ladder ledger 1200 1 "${HF[@]}" --profile ;;  # traces of eager steps at larger batches take minutes each
+  single) ladder ledger 1200 1 "${HF[@]}" --steps both ;;
+  vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
+  tp)     step tp 600 python3 -m harness run --engine vllm --tp 2 --rungs cuda_graphs "${SHAPE[@]}" --precision bf16 \
+               --workload perf --batch-size 1,16 --input-len 512 --output-len 32 --num-iterations 3 --warmup-iterations 1 \
+               --profile torch --output-dir "$OUT/tp" ;;
   *)      echo "no part $part" ;;
 esac; done
 find "$OUT" -size +20M -delete   # traces; their analyses stay
