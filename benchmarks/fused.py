@@ -91,11 +91,11 @@ def built(name: str, layers: int | None) -> PreTrainedModel:
     torch.manual_seed(0)
     with torch.device("cuda"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(std=0.02)
-        else:
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
             parameter.data.fill_(1.0)
+        else:  # biases as small: large ones are the same for every token, and send all of them to the same experts
+            parameter.data.normal_(std=0.02)
     return model
 
 

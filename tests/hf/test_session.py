@@ -1,7 +1,12 @@
 """The HF session gives what transformers itself gives, keeps its memory promise, and converts what it says."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from harness_hf import UNUSED
 from harness_hf import session as module
 from harness_hf.products import Widened, widened
 from harness_hf.session import HfSession
@@ -117,3 +122,18 @@ def test_a_sequence_longer_than_the_model_is_refused_at_load():
 
 def test_the_experts_implementation_is_the_one_asked_for():
     assert open_session(moe_backend="batched_mm").facts()["moe_backend"] == "batched_mm"
+
+
+def test_what_transformers_imports_without_need_is_left_alone_and_there_afterwards(tmp_path):
+    for name in UNUSED:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("print('imported', __name__)")
+    code = (
+        "import harness_hf; from harness import LoadFailed; from harness.cells import Load, Setup\n"
+        "try: harness_hf.load(Load(Setup('hf', 'm', '/nowhere', 'bf16'), (), 'native'))\n"
+        "except LoadFailed as error: print(error)\n"
+        f"import {', '.join(UNUSED)}"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["there is no folder /nowhere", *(f"imported {name}" for name in UNUSED)]

@@ -60,6 +60,8 @@ class HfSession:
         if "fused_projections" in self._rungs.on:
             fuse(self._model)
         self._converted = self._convert(setup)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the weights as they were before: a record says what measuring needs
         self._kv_dtype: torch.dtype | None = None
         self._max_sequence = load.max_sequence
         few, every = _threads(self._model)
