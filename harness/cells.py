@@ -72,6 +72,7 @@ class Cell:
     parameters: dict[str, Any]
     support: Support
     skip: str | None = None  # the reason why it is not attempted
+    own_rungs: tuple[str, ...] = ()  # of the setup's: those that are its precision's own arithmetic
 
     def key(self, engine_version: str | None, device: Device) -> str:
         """Name of its record: the same question on the same engine version and device overwrites its old answer."""

@@ -29,6 +29,7 @@ class Rung:
     changes_output: bool = False  # beyond the order of sums: another format, another cache
     needs: tuple[str, ...] = ()  # other rungs
     replaces: tuple[str, ...] = ()  # other rungs whose work it does its own way: it and they are never both on
+    precisions: tuple[str, ...] = ()  # whose own arithmetic it is: others go without it, and are compared all the same
     # Why it cannot be on here, for a precision's name and a device; None: it can.
     problem: Callable[[str, Device], str | None] = lambda precision, device: None
 
@@ -96,6 +97,12 @@ def settled(engine: EngineSpec, names: Iterable[str]) -> tuple[str, ...]:
     wanted = with_needs(engine, names)
     gone = {name for rung in engine.rungs if rung.name in wanted for name in rung.replaces}
     return with_needs(engine, (name for name in names if not gone.intersection(with_needs(engine, [name]))))
+
+
+def applies(engine: EngineSpec, name: str, precision: str) -> bool:
+    """Whether a rung, and all it needs, is for this precision."""
+    wanted = with_needs(engine, [name])
+    return all(precision in rung.precisions for rung in engine.rungs if rung.precisions and rung.name in wanted)
 
 
 def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device) -> str | None:

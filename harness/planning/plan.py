@@ -16,7 +16,7 @@ from harness import device, plugins
 from harness import precision as modes
 from harness.cells import AND, DEFAULT, NONE, Cell, Load, Setup
 from harness.device import Device
-from harness.engine import EngineSpec, rung_problem, settled, support_of
+from harness.engine import EngineSpec, applies, rung_problem, settled, support_of
 from harness.errors import UsageError
 from harness.model import models
 from harness.names import check_known
@@ -115,13 +115,13 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
                 disable_fusion=options.disable_fusion,
                 skip_compile=options.skip_compile,
                 trust_remote_code=options.trust_remote_code,
-                rungs=rungs,
+                rungs=settled_rungs(ground.registry.engines[engine], rungs, precision),
             )
             for engine, tp, ep, moe_backend, rungs, precision in itertools.product(
                 options.engines, options.tp, options.ep, options.moe_backends, options.rungs, options.precisions
             )
         ]
-        for setup, workload in itertools.product(setups, workloads):
+        for setup, workload in itertools.product(dict.fromkeys(setups), workloads):  # two sets may come to one
             axes = {name: values for name, values in options.parameters.items() if name in workload.parameters}
             for values in itertools.product(*axes.values()):
                 cells.append(make_cell(ground, setup, workload, dict(zip(axes, values)), model.defaults))
@@ -155,20 +155,22 @@ def make_cell(
     """`given` holds what the user said; a parameter not said takes the model's default, then the workload's. Rungs are
     settled. Raises UsageError for a rung that the engine has not."""
     engine = ground.registry.engines[setup.engine]
-    setup = setup if setup.rungs == DEFAULT else replace(setup, rungs=settled_rungs(engine, setup.rungs))
+    setup = replace(setup, rungs=settled_rungs(engine, setup.rungs, setup.precision))
     support = support_of(engine, setup.precision, ground.device, ground.version(setup.engine), setup.rungs)
     parameters = {**workload.parameters, **model_defaults.get(workload.name, {})}
     parameters |= {name: value for name, value in given.items() if name in parameters}
     skip = _skip_reason(ground, setup, workload, parameters, support)
-    return Cell(setup, workload.name, parameters, support, skip)
+    own = tuple(rung.name for rung in engine.rungs if rung.precisions and rung.name in (setup.rung_names or ()))
+    return Cell(setup, workload.name, parameters, support, skip, own)
 
 
-def settled_rungs(engine: EngineSpec, said: str) -> str:
-    """One word for one set of rungs, whatever their order was: with what they need, without what one of them replaces.
-    Raises UsageError."""
+def settled_rungs(engine: EngineSpec, said: str, precision: str) -> str:
+    """One word for one set of rungs, whatever their order was: with what they need, without what one of them replaces
+    and what is for other precisions only. Raises UsageError."""
     if said in (DEFAULT, NONE) or not engine.rungs:
         return said
-    return AND.join(settled(engine, (name.strip() for name in said.split(AND))))
+    found = settled(engine, (name.strip() for name in said.split(AND)))
+    return AND.join(name for name in found if applies(engine, name, precision)) or NONE
 
 
 def find_profiler(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.cells import DEFAULT, Cell
+from harness.cells import AND, DEFAULT, NONE, Cell
 from harness.device import Device
 from harness.model.weights import same_weights
 from harness.profiler import around
@@ -54,7 +54,7 @@ def of(
         **{name: facts.get(name) for name in _FROM_FACTS},
         "quantize": facts.get("quantize") or (NOTHING_QUANTISED if facts.get("precision") in PLAIN else None),
         **{name: cell.parameters.get(name) for name in ("batch_size", "input_len", "output_len")},
-        "rungs": cell.setup.rungs,
+        "rungs": _rungs(cell),
         "tp": cell.setup.tp,
         "ep": cell.setup.ep,
         "device": device.name,
@@ -64,6 +64,12 @@ def of(
         or "off",  # a profiled pass is always another pass, but the user may have started us in one
         **measured,
     }
+
+
+def _rungs(cell: Cell) -> str:
+    """Those that another precision would have, too."""
+    names = cell.setup.rung_names
+    return DEFAULT if names is None else AND.join(name for name in names if name not in cell.own_rungs) or NONE
 
 
 def disagreements(a: Mapping[str, Any], b: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, Any]]:

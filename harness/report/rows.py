@@ -219,8 +219,14 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def _base_key(record: Record) -> tuple[Any, ...]:
-    names = ("workload", "engine", "config", "batch_size", "input_len", "output_len", "dataset", "num_chunks")
-    return subject(record), *(_hashable(record.get(name)) for name in names)
+    names = ("workload", "engine", "batch_size", "input_len", "output_len", "dataset", "num_chunks")
+    return subject(record), _shared_config(record), *(_hashable(record.get(name)) for name in names)
+
+
+def _shared_config(record: Record) -> str:
+    """Its configuration, without the rungs that are its precision's own arithmetic."""
+    asked, shared = ((record.get(name) or {}).get("rungs") for name in ("requested", "conditions"))
+    return str(record["config"]).replace(str(asked), str(shared)) if asked and shared else str(record["config"])
 
 
 def _hashable(value: Any) -> Any:

@@ -14,7 +14,7 @@ from harness.judging.compare import compare
 from harness.ladder.rows import across_rungs
 from harness.ladder.steps import steps
 from harness.launcher import Outcome
-from harness.planning.plan import settled_rungs
+from harness.planning.plan import Options, make_plan, settled_rungs
 from harness.precision import Support
 from harness.recording.records import make
 
@@ -66,8 +66,8 @@ def made(rungs: str, **facts) -> dict:
 
 
 def test_a_set_of_rungs_has_one_name_whatever_was_said():
-    assert settled_rungs(ENGINE, "graphs") == settled_rungs(ENGINE, "graphs+cache") == "cache+graphs"
-    assert (settled_rungs(ENGINE, "none"), settled_rungs(ENGINE, "default")) == ("none", "default")
+    assert settled_rungs(ENGINE, "graphs", "bf16") == settled_rungs(ENGINE, "graphs+cache", "bf16") == "cache+graphs"
+    assert (settled_rungs(ENGINE, "none", "bf16"), settled_rungs(ENGINE, "default", "bf16")) == ("none", "default")
     assert with_needs(ENGINE, ["graphs"]) == ("cache", "graphs")
 
 
@@ -75,7 +75,42 @@ def test_what_another_rung_replaces_is_not_asked_for_and_takes_with_it_what_need
     assert settled(REPLACING, ["later", "own"]) == settled(REPLACING, ["own", "graphs"]) == ("own",)
     assert settled(REPLACING, ["cache", "graphs", "own"]) == ("cache", "own")
     assert settled(REPLACING, ["graphs", "later"]) == ("cache", "graphs", "later")
-    assert settled_rungs(REPLACING, "own+late+graphs+cache") == "cache+own"
+    assert settled_rungs(REPLACING, "own+late+graphs+cache", "bf16") == "cache+own"
+
+
+OWN = replace(
+    ENGINE,
+    rungs=(
+        Rung("cache", "static KV cache"),
+        Rung("low", "FP8 products", needs=("cache",), precisions=("fp8",)),
+        Rung("after", "on them", needs=("low",)),
+    ),
+)
+
+
+def test_a_rung_that_is_a_precisions_own_arithmetic_is_left_out_of_other_precisions_with_what_needs_it():
+    assert settled_rungs(OWN, "after", "fp8") == "cache+low+after"
+    assert settled_rungs(OWN, "after+low", "bf16") == "cache"
+    assert settled_rungs(replace(OWN, rungs=(Rung("low", "", precisions=("fp8",)),)), "low", "bf16") == "none"
+
+
+def test_bf16_and_fp8_in_its_own_arithmetic_are_planned_by_one_command_and_compared():
+    h200 = Device("cuda", "NVIDIA H200", 1, 150 << 30, sm=90)
+    rungs = ("grouped_experts+fp8+sdpa", "sdpa+grouped_experts")
+    options = Options(("hf",), ("tinymoe",), ("bf16", "fp8"), ("perf",), rungs=rungs, device=h200)
+    cells = make_plan(options, pytest.fail).cells
+    assert [(cell.setup.precision, cell.setup.rungs, cell.own_rungs) for cell in cells] == [
+        ("bf16", "sdpa+grouped_experts", ()),  # once
+        ("fp8", "sdpa+grouped_experts+fp8", ("fp8",)),
+        ("fp8", "sdpa+grouped_experts", ()),
+    ]
+    facts = {name: value for name, value in FACTS.items() if name not in ("precision", "compute_mode")}
+    low, wide = (
+        make(cell, Outcome(facts={**facts, "precision": cell.setup.precision, "compute_mode": "native"}), "1.0", GPU)
+        for cell in (cells[1], cells[0])
+    )
+    assert low["requested"]["rungs"] == "sdpa+grouped_experts+fp8"
+    assert low["conditions"]["rungs"] == wide["conditions"]["rungs"] == "sdpa+grouped_experts"
 
 
 def test_a_ladder_drops_what_a_rung_replaces_and_puts_nothing_of_it_on_top():
@@ -90,7 +125,7 @@ def test_a_ladder_drops_what_a_rung_replaces_and_puts_nothing_of_it_on_top():
 
 def test_a_rung_nobody_knows_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="unknown rung of one 'graph': did you mean graphs"):
-        settled_rungs(ENGINE, "graph")
+        settled_rungs(ENGINE, "graph", "bf16")
 
 
 def test_why_a_rung_cannot_be_on_is_told_by_its_first_that_cannot():

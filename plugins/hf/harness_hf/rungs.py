@@ -103,6 +103,7 @@ LADDER = (
         "products on FP8 tensor cores; without it FP8 is emulated",
         changes_output=True,
         needs=("grouped_experts",),
+        precisions=FP8,
         problem=_fp8,
     ),
     Rung(
