@@ -176,7 +176,8 @@ def run_of(record: dict | None, end: str, which: tuple, value: Callable, seen: d
 def score(engine_name: str, model_name: str, wanted: str, scored: str, folder: str) -> None:
     """In a child: writes a record of the median pass, which says of itself whether what was asked for is what ran."""
     model, engine = models.resolve(model_name), discover().engines[engine_name]
-    setup = Setup(engine_name, model.name, model.path, "bf16", weights="dummy", rungs=settled_rungs(engine, wanted, "bf16"))
+    rungs = settled_rungs(engine, wanted, "bf16")
+    setup = Setup(engine_name, model.name, model.path, "bf16", weights="dummy", rungs=rungs)
     count, length = map(int, scored.split("x"))
     cell = Cell(setup, "scoring", {"batch_size": count, "input_len": length}, Support(NATIVE))
     session = engine.load(Load(setup, (cell,), NATIVE))

@@ -115,17 +115,17 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
                 disable_fusion=options.disable_fusion,
                 skip_compile=options.skip_compile,
                 trust_remote_code=options.trust_remote_code,
-                rungs=settled_rungs(ground.registry.engines[engine], rungs, precision),
+                rungs=rungs,
             )
             for engine, tp, ep, moe_backend, rungs, precision in itertools.product(
                 options.engines, options.tp, options.ep, options.moe_backends, options.rungs, options.precisions
             )
         ]
-        for setup, workload in itertools.product(dict.fromkeys(setups), workloads):  # two sets may come to one
+        for setup, workload in itertools.product(setups, workloads):
             axes = {name: values for name, values in options.parameters.items() if name in workload.parameters}
             for values in itertools.product(*axes.values()):
                 cells.append(make_cell(ground, setup, workload, dict(zip(axes, values)), model.defaults))
-    return Plan(ground, cells, profiler)
+    return Plan(ground, distinct(cells), profiler)
 
 
 def stand(engines: Iterable[str], options: Options) -> Ground:
@@ -162,6 +162,11 @@ def make_cell(
     skip = _skip_reason(ground, setup, workload, parameters, support)
     own = tuple(rung.name for rung in engine.rungs if rung.precisions and rung.name in (setup.rung_names or ()))
     return Cell(setup, workload.name, parameters, support, skip, own)
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each once: two may differ in what their workload does not read, or in rungs that come to the same set."""
+    return list({(cell.setup, cell.workload, tuple(cell.parameters.items())): cell for cell in cells}.values())
 
 
 def settled_rungs(engine: EngineSpec, said: str, precision: str) -> str:

@@ -225,8 +225,9 @@ def _base_key(record: Record) -> tuple[Any, ...]:
 
 def _shared_config(record: Record) -> str:
     """Its configuration, without the rungs that are its precision's own arithmetic."""
+    config = str(record["config"])
     asked, shared = ((record.get(name) or {}).get("rungs") for name in ("requested", "conditions"))
-    return str(record["config"]).replace(str(asked), str(shared)) if asked and shared else str(record["config"])
+    return config.removesuffix(asked) + shared if asked and shared and config.endswith(asked) else config
 
 
 def _hashable(value: Any) -> Any:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from harness.cells import Cell, Setup
+from harness.cells import Setup
 from harness.errors import UsageError
 from harness.model import models
 from harness.names import check_known
-from harness.planning.plan import Ground, Options, Plan, find_checkpoint, find_profiler, make_cell, stand
+from harness.planning.plan import Ground, Options, Plan, distinct, find_checkpoint, find_profiler, make_cell, stand
 from harness.precision import PRECISIONS
 from harness.sweep.document import Document
 from harness.sweep.matrix import Row, count, idle_excludes, rows
@@ -34,19 +34,18 @@ def make_plan(document: Document, options: Options, is_meant: bool, warn: Warn) 
     ground = _stand(document, options, made)
     _check_names(document, ground, made)
     settings = document.value.get("settings", {})
-    cells: dict[tuple[Any, ...], Cell] = {}
+    cells = []
     setups: dict[tuple[Any, ...], tuple[Setup, Mapping[str, Any]]] = {}
     for row in made:
         named = tuple(value for name, value in row.setup.items() if name != "workload")
         if named not in setups:
             setups[named] = _setup(document, ground, row, settings.get("trust_remote_code", False), warn)
         setup, defaults = setups[named]
-        cell = make_cell(ground, setup, ground.registry.workloads[row.setup["workload"]], row.parameters, defaults)
-        # rows that differ in what their workload does not read are one cell
-        cells.setdefault((named, cell.workload, tuple(cell.parameters.items())), cell)
+        workload = ground.registry.workloads[row.setup["workload"]]
+        cells.append(make_cell(ground, setup, workload, row.parameters, defaults))
     engines = dict.fromkeys(row.setup["engine"] for row in made)
     profiler = find_profiler(ground, options.profiler, engines, warn)
-    return Plan(ground, list(cells.values()), profiler)
+    return Plan(ground, distinct(cells), profiler)
 
 
 def _stand(document: Document, options: Options, made: list[Row]) -> Ground:
