@@ -75,3 +75,9 @@ def record(
 def scaled(factor: float, **options) -> dict:
     """Speed of `factor` times the steady times."""
     return record("perf", [value * factor for value in STEADY], **options)
+
+
+def with_rungs(record: dict, asked: str, shared: str | None = None) -> dict:
+    """`shared`: those of them that are not its precision's own arithmetic."""
+    named = {"config": f"TP1_EP1_auto_{asked}", "requested": {**record["requested"], "rungs": asked}}
+    return {**record, **named, "conditions": {**record["conditions"], "rungs": shared or asked}}

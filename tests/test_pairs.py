@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted import STEADY, record, scaled
+from scripted import STEADY, record, scaled, with_rungs
 
 from harness.judging.pairs import pair_up
 from harness.recording.conditions import CONDITIONS
@@ -102,6 +102,15 @@ def test_a_folder_agrees_with_itself_and_each_cell_keeps_its_metrics(tmp_path, w
     data = pairs.to_json()
     assert data["comparable"] and data["differing"] == {}
     assert len(data["metrics"]) == sum({"perf": 5, "ppl": 1}[each["workload"]] for each in found)
+
+
+def test_a_rung_that_is_a_precisions_own_arithmetic_parts_no_precisions_and_keeps_cells_of_one_precision_apart():
+    native, emulated = with_rungs(scaled(0.5), "cache+fp8", "cache"), with_rungs(scaled(3), "cache")
+    ((pair,), alone) = vars(pair_up([with_rungs(scaled(1, precision="bf16"), "cache")], [native])).values()
+    assert pair.comparison.comparable and not alone
+    later = [{**one, "key": name} for one, name in ((emulated, "b"), (native, "a"))]
+    found = pair_up([native, emulated], later)
+    assert [(pair.a["config"] == pair.b["config"]) for pair in found.pairs] == [True, True]
 
 
 def test_engines_are_compared_precision_by_precision():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from scripted import record, scaled
+from scripted import record, scaled, with_rungs
 
 from harness.judging.compare import compare
 from harness.judging.table import notes, print_verdict, ranking
@@ -34,6 +34,17 @@ def test_the_fastest_is_named_with_the_ratio_and_interval_of_compare(records):
     expected = f"fastest at {WHERE}: swift fp8; swift bf16 takes {ratio} times as long (99 %: {low:.3f} to {high:.3f})"
     assert ratio == "1.500" and ranking(records) == [expected]
     assert expected in printed(*records)
+
+
+def test_fp8_by_a_rung_of_its_own_is_ranked_with_bf16_and_its_perplexity_held_against_it():
+    wide = [scaled(1, precision="bf16"), record("ppl", [1.0, 1.1], precision="bf16")]
+    wide = [with_rungs(one, "cache") for one in wide]
+    low = [with_rungs(one, "cache+fp8", "cache") for one in (scaled(0.5), record("ppl", [1.0, 1.2]))]
+    page = io.StringIO()
+    print_verdict([*wide, *low], page)
+    assert ranking([*wide, *low])[0].startswith("fastest at batch 2, 8+4: swift fp8; swift bf16 takes 2.000 times")
+    (row,) = [line for line in page.getvalue().splitlines() if "cache+fp8" in line]
+    assert "2.00 x" in row and "+5.13 %" in row
 
 
 @pytest.mark.parametrize("factor", [1.005, 0.995, 1])

@@ -12,10 +12,10 @@ from typing import Any
 from harness.errors import UsageError
 from harness.judging.compare import Comparison, common_metrics, compare, regressions
 from harness.recording import importers, records
-from harness.recording.records import Record
+from harness.recording.records import Record, shared_config
 from harness.recording.stats import PERCENT
 
-WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model", "config")
+WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model")
 FEW = 4  # conditions to name one by one
 LABEL = ("engine", "precision")
 
@@ -107,7 +107,7 @@ def pair_up(a: Sequence[Record], b: Sequence[Record], assume: Iterable[str] = ()
 
 def _matches(a: Sequence[Record], b: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
     taken: set[int] = set()
-    for names in (("key",), LABEL, ("precision",), ("engine",), ()):
+    for names in (("key",), (*LABEL, "config"), LABEL, ("precision",), ("engine",), ()):
         for x in a:
             same = [y for y in b if id(y) not in taken and all(x[name] == y[name] for name in names)]
             if id(x) not in taken and len(same) == 1:
@@ -118,7 +118,8 @@ def _matches(a: Sequence[Record], b: Sequence[Record]) -> Iterator[tuple[Record,
 def _by_work(found: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in found:
-        groups.setdefault(tuple(record.get(name) for name in WORK), []).append(record)
+        work = *(record.get(name) for name in WORK), shared_config(record)
+        groups.setdefault(work, []).append(record)
     return groups
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, TextIO
 
 from harness.judging.compare import SAME, Difference, compare
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
-from harness.recording.records import Record
+from harness.recording.records import Record, shared_config
 from harness.recording.stats import PERCENT
 
 NOTHING = "-"
@@ -20,7 +21,7 @@ LEAST_DIFFERENT = {
     "perplexity": 1,
     "change": 1,
 }  # values, for the column to be shown
-WORK = ("model", "weights", "config", "batch_size", "input_len", "output_len")
+WORK = ("batch_size", "input_len", "output_len")
 FEW = 4  # lines of one kind
 WIDTH = 200  # columns, whatever the terminal has: a line that wraps can be read, a number cut short cannot
 
@@ -30,10 +31,10 @@ def print_verdict(records: Sequence[Record], stream: TextIO) -> None:
     from rich.markup import escape
 
     console = Console(file=stream, width=WIDTH, highlight=False)
-    for (model, weights), group in _by(records, "model", "weights"):
+    for group in _by(records, itemgetter("model", "weights")):
         device = group[0]["environment"]["device"]
-        about = f"{model}, {weights} weights, {device['name']} ({device['kind']}, {device['count']} {_unit(device)})"
-        console.print(escape(about))
+        place = f"{device['name']} ({device['kind']}, {device['count']} {_unit(device)})"
+        console.print(escape("{model}, {weights} weights, ".format_map(group[0]) + place))
         console.print(_table(group))
     for line in notes(records):
         console.print(escape(line), soft_wrap=True)
@@ -44,7 +45,8 @@ def _table(records: Sequence[Record]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    rows = [row for _, group in _by(records, "engine", "config", "precision") for row in _rows(group, records)]
+    groups = _by(records, itemgetter("engine", "config", "precision"))
+    rows = [row for group in groups for row in _rows(group, records)]
     rows = list({tuple(row.values()): row for row in rows}.values())  # cells that were not measured look alike
     different = {name: {row[name] for row in rows} - {NOTHING} for name in rows[0]}
     shown = [name for name in rows[0] if len(different[name]) >= LEAST_DIFFERENT.get(name, 0)]
@@ -114,12 +116,17 @@ def _against_bf16(record: Record | None, everyone: Sequence[Record], metric: str
     """Against the same work in BF16 on the same engine and configuration; None where the two are not comparable."""
     if record is None or record["precision"] == "bf16":
         return None
-    same = ("workload", "engine", *WORK)
     for base in everyone:
-        if base["precision"] == "bf16" and all(base.get(name) == record.get(name) for name in same):
+        if base["precision"] == "bf16" and base["engine"] == record["engine"] and _work(base) == _work(record):
             if found := compare(base, record).metrics.get(metric):
                 return found
     return None
+
+
+def _work(record: Record) -> tuple[Any, ...]:
+    """What two records have in common where they are held against each other."""
+    names = ("workload", "model", "weights", *WORK)
+    return *(record.get(name) for name in names), shared_config(record)
 
 
 def _speedup(found: Difference | None) -> str:
@@ -164,12 +171,12 @@ def ranking(records: Sequence[Record]) -> list[str]:
     Only cells that computed what their label says take part."""
     speed = [r for r in records if r["workload"] == "perf" and r["status"] == "ok" and r["compute_mode"] == NATIVE]
     lines = []
-    for (*_, batch, input_len, output_len), group in _by(speed, *WORK):
+    for group in _by(speed, _work):
         if len(group) < 2:
             continue
         first, *others = sorted(group, key=lambda record: record["mean_latency_ms"])
         second = next((other for other in others if compare(first, other).comparable), others[0])
-        where = f"batch {batch}, {input_len}+{output_len}"
+        where = "batch {}, {}+{}".format(*(first[name] for name in WORK))
         names = [f"{record['engine']} {record['precision']}" for record in (first, second)]
         found = compare(first, second)
         if not found.comparable:
@@ -207,11 +214,11 @@ def _is_weight_only(record: Record) -> bool:
     return record["compute_mode"] == WEIGHT_ONLY and record["status"] in ("ok", "mismatch")
 
 
-def _by(records: Sequence[Record], *names: str) -> Iterable[tuple[tuple[Any, ...], list[Record]]]:
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+def _by(records: Sequence[Record], key: Callable[[Record], Any]) -> Iterable[list[Record]]:
+    groups: dict[Any, list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(record[name] for name in names), []).append(record)
-    return groups.items()
+        groups.setdefault(key(record), []).append(record)
+    return groups.values()
 
 
 def _unit(device: dict[str, Any]) -> str:

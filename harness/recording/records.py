@@ -79,6 +79,13 @@ def make(cell: Cell, outcome: Outcome | None, version: str | None, device: Devic
     return {**record, **cell.parameters, **results, **record}  # no parameter's name can hide a name of ours
 
 
+def shared_config(record: Record) -> str:
+    """Its configuration without the rungs that are its precision's own arithmetic: what other precisions have, too."""
+    config = str(record["config"])
+    asked, shared = ((record.get(name) or {}).get("rungs") for name in ("requested", "conditions"))
+    return config.removesuffix(asked) + shared if asked and shared and config.endswith(asked) else config
+
+
 def interrupted(cell: Cell, version: str | None, device: Device) -> Record:
     return make(cell, Outcome(Failure("interrupted", "stopped by the user before it was measured")), version, device)
 

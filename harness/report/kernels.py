@@ -11,7 +11,7 @@ from harness.jsonfile import Node
 from harness.judging.breakdown import MIXED, NAMES
 from harness.kernels.waterfall import Waterfall, conclusion, explain
 from harness.recording.profiling import analysis_of
-from harness.recording.records import Record
+from harness.recording.records import Record, shared_config
 from harness.report import charts
 from harness.report.read import Entry
 from harness.report.rows import Facts, by, setup_words, subject, work
@@ -134,7 +134,7 @@ def _waterfalls(facts: Facts) -> Iterator[charts.Chart]:
 
 def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
     """Each precision after BF16 of its engine, and each engine after the slowest in BF16, at one work."""
-    for group in by(entries, lambda e: (subject(e.record), e.record["config"], work(e.record))).values():
+    for group in by(entries, lambda e: (subject(e.record), shared_config(e.record), work(e.record))).values():
         wide = [entry for entry in group if entry.record["precision"] == "bf16"]
         for a in wide:
             same = [e for e in group if e.record["engine"] == a.record["engine"] and e not in wide]

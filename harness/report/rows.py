@@ -11,7 +11,7 @@ from harness.judging.compare import SAME, UNKNOWN, Comparison, Difference, compa
 from harness.ladder.rows import Row as Step
 from harness.ladder.rows import ladders
 from harness.precision import EMULATED, PRECISIONS, WEIGHT_ONLY
-from harness.recording.records import Record
+from harness.recording.records import Record, shared_config
 from harness.recording.stats import PERCENT
 from harness.report.read import MEASURED, Entry
 
@@ -220,14 +220,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 def _base_key(record: Record) -> tuple[Any, ...]:
     names = ("workload", "engine", "batch_size", "input_len", "output_len", "dataset", "num_chunks")
-    return subject(record), _shared_config(record), *(_hashable(record.get(name)) for name in names)
-
-
-def _shared_config(record: Record) -> str:
-    """Its configuration, without the rungs that are its precision's own arithmetic."""
-    config = str(record["config"])
-    asked, shared = ((record.get(name) or {}).get("rungs") for name in ("requested", "conditions"))
-    return config.removesuffix(asked) + shared if asked and shared and config.endswith(asked) else config
+    return subject(record), shared_config(record), *(_hashable(record.get(name)) for name in names)
 
 
 def _hashable(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from harness.judging.compare import BETTER, SAME, UNKNOWN, WORSE, Difference
 from harness.judging.table import ranking
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
-from harness.recording.records import Record
+from harness.recording.records import Record, shared_config
 from harness.report.read import MEASURED
 from harness.report.rows import (
     Facts,
@@ -56,7 +56,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
 
 def _ranking(records: Sequence[Record]) -> list[str]:
     """As `harness run` prints it; with several configurations each line says of which it is."""
-    configs = by((record for record in records if has_speed(record)), lambda record: record["config"])
+    configs = by((record for record in records if has_speed(record)), shared_config)
     return [
         line if len(configs) == 1 else f"{config}: {line}"
         for config, group in configs.items()

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from scripted import FACTS, GPU, scaled
+from scripted import FACTS, GPU, scaled, with_rungs
 
 from harness.cells import Cell, Setup
 from harness.device import Device
@@ -50,14 +50,6 @@ REPLACING = replace(
         Rung("late", "a cache of its own"),
     ),
 )
-
-
-def with_rungs(record: dict, rungs: str) -> dict:
-    return {
-        **record,
-        "requested": {**record["requested"], "rungs": rungs},
-        "conditions": {**record["conditions"], "rungs": rungs},
-    }
 
 
 def made(rungs: str, **facts) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pages import PLAIN, content, failed, named, row, said, sentences
-from scripted import record, scaled
+from scripted import record, scaled, with_rungs
 
 from harness.errors import UsageError
 from harness.judging.compare import compare
@@ -32,12 +32,7 @@ def test_the_verdict_has_the_ratio_and_the_interval_of_compare_and_the_ranking_o
 
 
 def test_fp8_by_a_rung_of_its_own_is_held_against_bf16_without_it(keep):
-    def with_rungs(record: dict, asked: str) -> dict:
-        named = {"config": f"TP1_EP1_auto_{asked}", "requested": {**record["requested"], "rungs": asked}}
-        return {**record, **named, "conditions": {**record["conditions"], "rungs": "cache"}}
-
-    folder = keep(with_rungs(FAST, "cache+fp8"), with_rungs(SLOW, "cache"))
-    found = content(folder)
+    found = content(keep(with_rungs(FAST, "cache+fp8", "cache"), with_rungs(SLOW, "cache")))
     assert sentences(found)["Speed"].startswith("swift fp8 TP1_EP1_auto_cache+fp8 pays most: 1.50 times as fast as bf16")
     assert row(found["tables"]["precisions"], precision="fp8")["× bf16"][0] == pytest.approx(1.5)
 
