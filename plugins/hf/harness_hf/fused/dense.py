@@ -1,7 +1,7 @@
 """Products of a few tokens with one matrix, each weight read once: norm in front, bias and residual behind, best token.
 
 With one token a row of weights meets the token in FP32 sums; with more, tiles go through the tensor cores, the weights
-as their tall operand. No tile is masked along the summed dimension: its width divides it.
+as their tall operand. Then no tile is masked along the summed dimension: its width divides it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def linear(
     outs = weight_OI.shape[0]
     tile_t = token_tile(tokens)
     tile_o = out_tile(outs, tile_t)
-    tile_i = sum_tile(width, 512 if tile_t == 1 else 256 if tile_o == 16 else 128)
+    tile_i = row_tile(width, 512) if tile_t == 1 else sum_tile(width, 256 if tile_o == 16 else 128)
     size = (tile_o + tile_t) * tile_i * weight_OI.element_size()
     stages = stages_of(size, triton.cdiv(outs, tile_o), shared_memory(weight_OI.device))
     values_AB, indices_AB = best or (None, None)
@@ -72,6 +72,13 @@ def sum_tile(width: int, most: int) -> int:
     return min(width & -width, most)
 
 
+def row_tile(width: int, most: int) -> int:
+    """Of one token's sums: as `sum_tile`, but where that is less than half of `most` (64 of gpt-oss's 2880) a row's last
+    tile goes beyond it, for loads of few bytes are slow."""
+    whole = sum_tile(width, most)
+    return whole if 2 * whole >= most else min(triton.next_power_of_2(width), most)
+
+
 def stages_of(size: int, programs: int, shared: int) -> int:
     """How many tiles of `size` bytes are on their way: three, and more where they fit 48 KiB, so that four programs fit
     a processor, or where it has no four; never more than a program may hold."""
@@ -105,11 +112,18 @@ def _dense_linear(
         sums_OI = tl.zeros((TILE_O, TILE_I), tl.float32)
         squares_I = tl.zeros((TILE_I,), tl.float32)
         for start in tl.range(0, WIDTH, TILE_I, num_stages=STAGES):
-            x_I = tl.load(x_ptr + start + i).to(tl.float32)
-            weight_OI = tl.load(rows + start + i[None, :], mask=is_out[:, None], other=0.0)
+            if WIDTH % TILE_I == 0:
+                x_I = tl.load(x_ptr + start + i).to(tl.float32)
+                weight_OI = tl.load(rows + start + i[None, :], mask=is_out[:, None], other=0.0)
+                norm_I = tl.load(norm_ptr + start + i) if HAS_NORM else x_I
+            else:
+                is_in = start + i < WIDTH
+                x_I = tl.load(x_ptr + start + i, mask=is_in, other=0.0).to(tl.float32)
+                weight_OI = tl.load(rows + start + i[None, :], mask=is_out[:, None] & is_in[None, :], other=0.0)
+                norm_I = tl.load(norm_ptr + start + i, mask=is_in, other=0.0) if HAS_NORM else x_I
             if HAS_NORM:
                 squares_I += x_I * x_I
-                x_I = x_I * tl.load(norm_ptr + start + i).to(tl.float32)
+                x_I = x_I * norm_I.to(tl.float32)
             sums_OI += weight_OI.to(tl.float32) * x_I[None, :]
         out_OT = tl.sum(sums_OI, axis=1)[:, None]
         if HAS_NORM:  # its factor is one number, so it may come after the product

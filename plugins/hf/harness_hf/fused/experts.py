@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from harness_hf.fused.dense import sum_tile
+from harness_hf.fused.dense import row_tile, sum_tile
 from harness_hf.fused.sums import sums
 
 PLAIN, TENSOR, BLOCK = 0, 1, 2  # how weights and inputs are scaled
@@ -102,7 +102,7 @@ def _rows(matrices: Matrices, inner: int, tile_t: int) -> int:
 def _sum_tile(matrices: Matrices, width: int, tile_t: int) -> int:
     if matrices.scaling == BLOCK:
         return BLOCK_SIZE
-    return sum_tile(width, 256 if tile_t == 1 else 128)
+    return row_tile(width, 256) if tile_t == 1 else sum_tile(width, 128)
 
 
 def _warps(matrices: Matrices, tile_t: int) -> int:
@@ -200,15 +200,21 @@ def _experts_down_of_one_token(
     """Program: a tile of outputs of one token, over all its experts."""
     o = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
     i = tl.arange(0, TILE_I)
-    PARTS: tl.constexpr = INNER // TILE_I
+    PARTS: tl.constexpr = (INNER + TILE_I - 1) // TILE_I
     sums_OI = tl.zeros((TILE_O, TILE_I), tl.float32)
     for part in tl.range(0, TOP * PARTS, num_stages=6):  # one loop, so that loads do not wait where an expert ends
         slot = part // PARTS
         start = part % PARTS * TILE_I
         expert = tl.load(ids_ptr + slot).to(tl.int64)
         share = tl.load(weights_ptr + slot)
-        weight_OI = tl.load(weight_ptr + expert * STRIDE_E + o[:, None] * STRIDE_O + (start + i)[None, :] * STRIDE_I)
-        act_1I = tl.load(act_ptr + slot * INNER + start + i).to(tl.float32)[None, :]
+        weights = weight_ptr + expert * STRIDE_E + o[:, None] * STRIDE_O + (start + i)[None, :] * STRIDE_I
+        if INNER % TILE_I == 0:
+            weight_OI = tl.load(weights)
+            act_1I = tl.load(act_ptr + slot * INNER + start + i).to(tl.float32)[None, :]
+        else:
+            is_in = start + i < INNER
+            weight_OI = tl.load(weights, mask=is_in[None, :], other=0.0)
+            act_1I = tl.load(act_ptr + slot * INNER + start + i, mask=is_in, other=0.0).to(tl.float32)[None, :]
         sums_OI += weight_OI.to(tl.float32) * (act_1I * share)
     total_O = tl.load(x_ptr + o).to(tl.float32) + tl.sum(sums_OI, axis=1)
     if HAS_BIAS:

@@ -30,8 +30,13 @@ def sums(
         columns = x_ptr + row_T[:, None] * WIDTH + i[None, :]
         sums_OI = tl.zeros((TILE_O, TILE_I), tl.float32)
         for start in tl.range(0, WIDTH, TILE_I, num_stages=3):
-            weight_OI = tl.load(rows + start * STRIDE_I)
-            x_TI = tl.load(columns + start).to(tl.float32)
+            if WIDTH % TILE_I == 0:
+                weight_OI = tl.load(rows + start * STRIDE_I)
+                x_TI = tl.load(columns + start).to(tl.float32)
+            else:
+                is_in_1I = (start + i < WIDTH)[None, :]
+                weight_OI = tl.load(rows + start * STRIDE_I, mask=is_in_1I, other=0.0)
+                x_TI = tl.load(columns + start, mask=is_in_1I, other=0.0).to(tl.float32)
             if SCALING == 1:
                 x_TI = _e4m3(x_TI, scale).to(tl.float32)
             if SCALING == 2:
