@@ -166,7 +166,7 @@ def make_cell(
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
     """Each once: two may differ in what their workload does not read, or in rungs that come to the same set."""
-    return list({(cell.setup, cell.workload, tuple(cell.parameters.items())): cell for cell in cells}.values())
+    return list({(cell.setup, cell.workload, str(cell.parameters)): cell for cell in cells}.values())
 
 
 def settled_rungs(engine: EngineSpec, said: str, precision: str) -> str:
