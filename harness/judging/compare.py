@@ -159,7 +159,7 @@ def _by_rounds(metric: Metric, a: Record, b: Record) -> tuple[float, float, tupl
 
 def _noise(a: Record, b: Record) -> str:
     if not _by_rounds(METRICS["latency_ms"], a, b):
-        return "that of iterations inside a start; not that between starts"
+        return "that of iterations inside a start, whose means are compared; not that between starts"
     if pairs := _pairs(a, b):
         return f"that of {len(pairs)} rounds, each a start of its own, measured in turn and compared pair by pair"
     rounds = " and ".join(str(len(record["rounds"])) for record in (a, b))
