@@ -33,6 +33,15 @@ class Rung:
     # Why it cannot be on here, for a precision's name and a device; None: it can.
     problem: Callable[[str, Device], str | None] = lambda precision, device: None
 
+    def is_for(self, precision: str) -> bool:
+        return not self.precisions or precision in self.precisions
+
+    def why_off(self, precision: str, device: Device) -> str | None:
+        """Why it cannot be on here; None: it can."""
+        if not self.is_for(precision):
+            return f"it is the arithmetic of {' and '.join(self.precisions)}, not of {precision}"
+        return self.problem(precision, device)
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -102,7 +111,7 @@ def settled(engine: EngineSpec, names: Iterable[str]) -> tuple[str, ...]:
 def applies(engine: EngineSpec, name: str, precision: str) -> bool:
     """Whether a rung, and all it needs, is for this precision."""
     wanted = with_needs(engine, [name])
-    return all(precision in rung.precisions for rung in engine.rungs if rung.precisions and rung.name in wanted)
+    return all(rung.is_for(precision) for rung in engine.rungs if rung.name in wanted)
 
 
 def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device) -> str | None:
@@ -111,7 +120,7 @@ def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, devic
     for rung in engine.rungs:
         if rung.name in asked:
             try:
-                answer = rung.problem(precision, device)
+                answer = rung.why_off(precision, device)
             except Exception as error:  # it must not hide the others
                 answer = f"{engine.name} could not say: {type(error).__name__}: {error}"
             if answer:

@@ -4,7 +4,7 @@
 # .venv-vllm/bin/python:
 #   bash tools/try_ladder.sh CONFIG_FOLDER OUT      # CONFIG_FOLDER holds a config.json of Qwen3-30B-A3B
 # Ends with ALLDONE. PARTS="check start" runs some only, BATCHES=1,16 fewer works of a ladder; one that was cut short goes
-# on. Part tp, not run unless named, needs two GPUs.
+# on. Parts single and tp are run only when named; tp needs two GPUs.
 set -u
 MODEL=$(cd "${1:?a folder with config.json}" && pwd); OUT=${2:?a folder to write to}
 . tools/steps.sh

@@ -12,10 +12,9 @@ from typing import Any
 from harness.errors import UsageError
 from harness.judging.compare import Comparison, common_metrics, compare, regressions
 from harness.recording import importers, records
-from harness.recording.records import Record, shared_config
+from harness.recording.records import Record, question
 from harness.recording.stats import PERCENT
 
-WORK = ("workload", "batch_size", "input_len", "output_len", "dataset", "weights", "model")
 FEW = 4  # conditions to name one by one
 LABEL = ("engine", "precision")
 
@@ -118,8 +117,7 @@ def _matches(a: Sequence[Record], b: Sequence[Record]) -> Iterator[tuple[Record,
 def _by_work(found: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in found:
-        work = *(record.get(name) for name in WORK), shared_config(record)
-        groups.setdefault(work, []).append(record)
+        groups.setdefault(question(record), []).append(record)
     return groups
 
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from harness.judging.compare import SAME, Difference, compare
 from harness.precision import EMULATED, NATIVE, WEIGHT_ONLY
-from harness.recording.records import Record, shared_config
+from harness.recording.records import Record, question
 from harness.recording.stats import PERCENT
 
 NOTHING = "-"
@@ -117,16 +117,10 @@ def _against_bf16(record: Record | None, everyone: Sequence[Record], metric: str
     if record is None or record["precision"] == "bf16":
         return None
     for base in everyone:
-        if base["precision"] == "bf16" and base["engine"] == record["engine"] and _work(base) == _work(record):
+        if base["precision"] == "bf16" and base["engine"] == record["engine"] and question(base) == question(record):
             if found := compare(base, record).metrics.get(metric):
                 return found
     return None
-
-
-def _work(record: Record) -> tuple[Any, ...]:
-    """What two records have in common where they are held against each other."""
-    names = ("workload", "model", "weights", *WORK)
-    return *(record.get(name) for name in names), shared_config(record)
 
 
 def _speedup(found: Difference | None) -> str:
@@ -171,7 +165,7 @@ def ranking(records: Sequence[Record]) -> list[str]:
     Only cells that computed what their label says take part."""
     speed = [r for r in records if r["workload"] == "perf" and r["status"] == "ok" and r["compute_mode"] == NATIVE]
     lines = []
-    for group in _by(speed, _work):
+    for group in _by(speed, question):
         if len(group) < 2:
             continue
         first, *others = sorted(group, key=lambda record: record["mean_latency_ms"])

@@ -33,6 +33,7 @@ SCHEMA_VERSION = 2
 IDENTITY = frozenset(
     "key status workload engine engine_version model weights precision compute_mode config environment".split()
 )
+QUESTION = ("workload", "model", "weights", "batch_size", "input_len", "output_len", "dataset")
 MEASURED = ("ok", "mismatch")  # statuses of records that hold numbers
 # How the file of a record starts.
 HEAD = re.compile(rb'\{\s*"schema_version": (?P<schema>\d+),\s*"key": "\w+",\s*"status": "(?P<status>\w+)"')
@@ -77,6 +78,11 @@ def make(cell: Cell, outcome: Outcome | None, version: str | None, device: Devic
         failure = Failure("internal", f"workload {cell.workload} may not set {', '.join(taken)}")
         return make(cell, replace(outcome, failure=failure, results={}), version, device)
     return {**record, **cell.parameters, **results, **record}  # no parameter's name can hide a name of ours
+
+
+def question(record: Record) -> tuple[Any, ...]:
+    """What was asked, whatever the engine and the precision: records of one question are held against each other."""
+    return *map(record.get, QUESTION), shared_config(record)
 
 
 def shared_config(record: Record) -> str:

@@ -11,7 +11,7 @@ from harness.judging.compare import SAME, UNKNOWN, Comparison, Difference, compa
 from harness.ladder.rows import Row as Step
 from harness.ladder.rows import ladders
 from harness.precision import EMULATED, PRECISIONS, WEIGHT_ONLY
-from harness.recording.records import Record, shared_config
+from harness.recording.records import Record, question
 from harness.recording.stats import PERCENT
 from harness.report.read import MEASURED, Entry
 
@@ -219,8 +219,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def _base_key(record: Record) -> tuple[Any, ...]:
-    names = ("workload", "engine", "batch_size", "input_len", "output_len", "dataset", "num_chunks")
-    return subject(record), shared_config(record), *(_hashable(record.get(name)) for name in names)
+    return device(record), record["engine"], _hashable(record.get("num_chunks")), question(record)
 
 
 def _hashable(value: Any) -> Any:

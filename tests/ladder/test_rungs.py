@@ -84,6 +84,9 @@ def test_a_rung_that_is_a_precisions_own_arithmetic_is_left_out_of_other_precisi
     assert settled_rungs(OWN, "after", "fp8") == "cache+low+after"
     assert settled_rungs(OWN, "after+low", "bf16") == "cache"
     assert settled_rungs(replace(OWN, rungs=(Rung("low", "", precisions=("fp8",)),)), "low", "bf16") == "none"
+    found = {step.added: (step.kind, step.why) for step in steps(OWN, ("bf16", "fp8"), GPU, ("cumulative",), {})}
+    assert found["low"] == ("off", "rung low: it is the arithmetic of fp8, not of bf16")
+    assert found["after"][0] == "off" and found["cache"][0] == "cumulative" and found["fp8"][0] == "precision"
 
 
 def test_bf16_and_fp8_in_its_own_arithmetic_are_planned_by_one_command_and_compared():

@@ -47,7 +47,7 @@ def main(model: str = models.DEFAULT, precision: str = "bf16") -> int:
     here, failures = device.detect(), 0
     expected = _answers(model, precision, "none")[1:]
     for case in _cases(precision):
-        if why := case.rung.problem(case.precision, here):
+        if why := case.rung.why_off(case.precision, here):
             print(f"{case.label:24} off: {why}")
             continue
         session, tokens, logits = _answers(model, case.precision, "+".join(_with_needs(case)), case.scope)

@@ -61,8 +61,6 @@ def _fused_step(precision: str, device: Device) -> str | None:
 
 
 def _fp8(precision: str, device: Device) -> str | None:
-    if precision not in FP8:
-        return f"{precision} has no FP8 products"
     if device.kind != "cuda" or not PRECISIONS[precision].on_tensor_cores(device.sm or 0):
         return f"FP8 tensor cores need {PRECISIONS[precision].tensor_cores}"
     return None
@@ -157,7 +155,7 @@ def asked(text: str, precision: str, device: Device) -> Asked:
     found = Asked(frozenset(names), {name: NOT_ASKED for name in NAMES if name not in names}, by_name)
     for rung in LADDER:
         missing = [need for need in rung.needs if need not in names]
-        if why := rung.problem(precision, device) or (f"needs {', '.join(missing)}" if missing else None):
+        if why := rung.why_off(precision, device) or (f"needs {', '.join(missing)}" if missing else None):
             found = found.without(rung.name, why)
     if precision in FP8 and "fp8" not in found.on:
         found = found.without("fused_step", "needs fp8: its kernels read weights that are FP8, not emulated")
