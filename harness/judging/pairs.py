@@ -164,7 +164,7 @@ def _verdict(pair: Pair, worse: set[tuple[int, str]]) -> Iterator[str]:
         left, *numbers, verdict = (cell.rjust(width) for cell, width in zip(row, widths))
         yield "  " + "  ".join([left.strip().ljust(widths[0]), *numbers, verdict.strip()])
     if found.noise:
-        yield f"  intervals of speed cover the noise {found.noise}"
+        yield f"  noise in the intervals of speed: {found.noise}"
 
 
 def _shown(value: Any) -> str:

@@ -96,6 +96,8 @@ def make_plan(options: Options, warn: Callable[[str], None]) -> Plan:
     for name in itertools.chain(options.precisions, options.checkpoints):
         check_known("precision", name, PRECISIONS)
     workloads = [registry.workloads[check_known("workload", name, registry.workloads)] for name in options.workloads]
+    for engine, rungs in itertools.product(options.engines, options.rungs):
+        _check_rungs(registry.engines[engine], rungs, options.precisions)
     chosen_models = [models.resolve(text) for text in options.models]
     profiler = find_profiler(ground, options.profiler, options.engines, warn)
     cells = []
@@ -167,6 +169,16 @@ def make_cell(
 def distinct(cells: Iterable[Cell]) -> list[Cell]:
     """Each once: two may differ in what their workload does not read, or in rungs that come to the same set."""
     return list({(cell.setup, cell.workload, str(cell.parameters)): cell for cell in cells}.values())
+
+
+def _check_rungs(engine: EngineSpec, said: str, precisions: Iterable[str]) -> None:
+    """A rung is left out of precisions that it is not for; one that is for none of those asked for was asked in vain."""
+    for name in () if said in (DEFAULT, NONE) or not engine.rungs else map(str.strip, said.split(AND)):
+        if not any(applies(engine, name, precision) for precision in precisions):
+            raise UsageError(
+                f"rung {name} of {engine.name} is not for {', '.join(precisions)}; "
+                f"harness list rungs --engine {engine.name} says what for"
+            )
 
 
 def settled_rungs(engine: EngineSpec, said: str, precision: str) -> str:

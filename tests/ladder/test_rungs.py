@@ -99,6 +99,8 @@ def test_bf16_and_fp8_in_its_own_arithmetic_are_planned_by_one_command_and_compa
         ("fp8", "sdpa+grouped_experts+fp8", ("fp8",)),
         ("fp8", "sdpa+grouped_experts", ()),
     ]
+    with pytest.raises(UsageError, match="rung fp8 of hf is not for bf16; harness list rungs --engine hf"):
+        make_plan(replace(options, precisions=("bf16",)), pytest.fail)
     facts = {name: value for name, value in FACTS.items() if name not in ("precision", "compute_mode")}
     low, wide = (
         make(cell, Outcome(facts={**facts, "precision": cell.setup.precision, "compute_mode": "native"}), "1.0", GPU)
