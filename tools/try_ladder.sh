@@ -21,8 +21,8 @@ for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   gptoss) step gptoss 300 python3 benchmarks/fused.py --model gpt-oss-20b ;;
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
   hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
-  ledger) ladder ledger 1200 1 "${HF[@]}" --profile ;;  # traces of eager steps at larger batches take minutes each
-  single) ladder ledger 1200 1 "${HF[@]}" --steps both ;;
+  ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one eager prefill is 60,000 kernels
+  single) ladder single 1200 1 "${HF[@]}" --steps single ;;
   vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
   tp)     step tp 600 python3 -m harness run --engine vllm --tp 2 --rungs cuda_graphs "${SHAPE[@]}" --precision bf16 \
                --workload perf --batch-size 1,16 --input-len 512 --output-len 32 --num-iterations 3 --warmup-iterations 1 \
