@@ -47,6 +47,7 @@ SHAPES = {
         "num_experts_per_tok": 4,
     },
 }
+GROUPED = "grouped_mm"
 REPEATS = 7
 
 
@@ -73,6 +74,8 @@ def main() -> None:
     eager = None
     if options.only in (None, "correct"):  # before weights are quantised: the fused step of FP8 leaves them as they are
         eager = {size: by_transformers(model, prompts(model, size, 64), 4) for size in sizes}
+        for size in sizes:
+            apart(model, prompts(model, size, 64), *eager[size])
     decoder = FusedDecoder(model, options.input_len + options.output_len, options.precision)
     if eager:
         for size in sizes:
@@ -87,7 +90,7 @@ def main() -> None:
 def built(name: str, layers: int | None) -> PreTrainedModel:
     config = AutoConfig.for_model(**SHAPES[name])
     config.num_hidden_layers = layers or config.num_hidden_layers
-    config._experts_implementation = "grouped_mm"
+    config._experts_implementation = GROUPED
     torch.manual_seed(0)
     with torch.device("cuda"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
@@ -119,22 +122,37 @@ def by_transformers(
     return torch.cat(tokens, 1), logits
 
 
+def apart(model: PreTrainedModel, ids_AT: torch.Tensor, tokens_AT: torch.Tensor, logits: list[torch.Tensor]) -> None:
+    """How far two ways of transformers' own lie apart: a loop over experts beside the grouped product. Where rounding
+    sends a token to another expert that is far, and the fused step cannot be nearer."""
+    model.config._experts_implementation = "eager"
+    compared("loop over experts", *by_transformers(model, ids_AT, len(logits)), tokens_AT, logits)
+    model.config._experts_implementation = GROUPED
+
+
 def correct(decoder: FusedDecoder, ids_AT: torch.Tensor, tokens_AT: torch.Tensor, logits: list[torch.Tensor]) -> None:
-    """Of rows whose tokens are still the same (near ties part them): distance of logits, KL, and how many agree. FP8
-    is held against BF16, so that its distance is that of the format, too."""
+    """FP8 is held against BF16, so that its distance is that of the format, too."""
     found: list[torch.Tensor] = []
     made_AT, *_ = decoder.generate(ids_AT, len(logits), lambda logits_AV: found.append(logits_AV.float().clone()))
+    compared("fused step", made_AT, found, tokens_AT, logits)
+
+
+def compared(
+    name: str, made_AT: torch.Tensor, found: list[torch.Tensor], tokens_AT: torch.Tensor, logits: list[torch.Tensor]
+) -> None:
+    """Of rows whose tokens are still the same (near ties part them): distance of logits, KL, and how many agree."""
+    print(f"{name}, batch {len(made_AT)}")
     for step in range(1, len(logits)):
         same_A = (made_AT[:, :step] == tokens_AT[:, :step]).all(1)
         if not same_A.any():
-            print(f"batch {len(ids_AT):3d} step {step}: no row has the same tokens any more")
+            print(f"  step {step}: no row has the same tokens any more")
             continue
         mine, theirs = found[step][same_A], logits[step][same_A]
         p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
         kl = (p.exp() * (p - q)).sum(-1).mean().item()
         same = (mine.argmax(-1) == theirs.argmax(-1)).float().mean().item()
         print(
-            f"batch {len(ids_AT):3d} step {step}: {int(same_A.sum())} rows, logits differ by "
+            f"  step {step}: {int(same_A.sum())} rows, logits differ by "
             f"{(mine - theirs).std():.4f} of {theirs.std():.3f} (std), KL {kl:.2e}, same token {same:.3f}"
         )
     print()
