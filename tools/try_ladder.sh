@@ -22,7 +22,7 @@ for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
   hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
   ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one eager prefill is 60,000 kernels
-  single) ladder single 1200 1 "${HF[@]}" --steps single ;;
+  single) ladder single 1200 1 hf --without compiled_scoring,tf32,numa --steps single ;;
   vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
   tp)     step tp 600 python3 -m harness run --engine vllm --tp 2 --rungs cuda_graphs "${SHAPE[@]}" --precision bf16 \
                --workload perf --batch-size 1,16 --input-len 512 --output-len 32 --num-iterations 3 --warmup-iterations 1 \

@@ -26,16 +26,17 @@ from harness import Sampling
 from harness.cells import Cell, Load, Setup
 from harness.precision import Support
 from harness_hf import load, ranks
+from harness_hf.rungs import WITH_TP
 
-def opened(tp):
-    setup = Setup("hf", "tinymoe", {FOLDER!r}, "fp32", weights="dummy", seed=4, tp=tp)
+def opened(tp, rungs="default"):
+    setup = Setup("hf", "tinymoe", {FOLDER!r}, "fp32", weights="dummy", seed=4, tp=tp, rungs=rungs)
     return load(Load(setup, (Cell(setup, "perf", {{"input_len": 16, "output_len": 8}}, Support("native")),), "native"))
 
 def logits(session):
     return torch.cat([piece.values for piece in session.score_logits(PROMPTS, 0)])
 
 PROMPTS = [[(row * 31 + step * 7) % 2000 + 1 for step in range(16)] for row in range(4)]
-one, two = opened(1), opened(2)
+one, two = opened(1), opened(2, "+".join(WITH_TP))
 torch.testing.assert_close(logits(two), logits(one), rtol=0, atol=1e-5)
 pieces = two.score_logits(PROMPTS, 0)
 next(pieces)
@@ -43,6 +44,7 @@ pieces.close()  # the rest of it is not asked for
 torch.testing.assert_close(torch.tensor(list(two.score(PROMPTS))), torch.tensor(list(one.score(PROMPTS))), rtol=0, atol=1e-5)
 for ours, whole in zip(two.generate(PROMPTS, 8).responses, one.generate(PROMPTS, 8).responses):
     assert ours.token_ids == whole.token_ids and list(ours.token_ns) == sorted(ours.token_ns)
+assert set(WITH_TP) == two.facts()["rungs_in_force"].keys()
 sampling = Sampling(8, temperature=0.0)
 assert two.sample(PROMPTS[:1], sampling) == one.sample(PROMPTS[:1], sampling)
 print("agree", flush=True)
@@ -118,7 +120,7 @@ def test_random_weights_are_those_of_one_process_and_nobody_waits_for_a_dead_ran
 @pytest.mark.parametrize(
     ("setup", "words"),
     [
-        ({"rungs": "sdpa+static_cache"}, "only sdpa, grouped_experts hold, not static_cache"),
+        ({"rungs": "sdpa+fused_projections"}, "only sdpa, grouped_experts, static_cache hold, not fused_projections"),
         ({"tp": 4}, "does not divide num_key_value_heads = 2"),
     ],
 )
