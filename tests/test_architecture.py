@@ -44,9 +44,28 @@ FLOORS = [
         "evaluation.wire",
         "profilers.ranges",
     ],
-    ["cells", "names", "working.telemetry", "jsonfile", "working.corpus", "failures", "provenance", "lint.values", "evaluation.prompts"],
+    [
+        "cells",
+        "names",
+        "working.telemetry",
+        "jsonfile",
+        "working.corpus",
+        "failures",
+        "provenance",
+        "lint.values",
+        "evaluation.prompts",
+    ],
     ["model.models", "lint.layers", "lint.checkpoint", "evaluation.score", "model.shape"],
-    ["traces.trace", "traces.sqlitefile", "kernels.taxonomy", "kernels.sweep", "kernels.agreement", "recording.roofline", "model.weights", "model.footprint"],
+    [
+        "traces.trace",
+        "traces.sqlitefile",
+        "kernels.taxonomy",
+        "kernels.sweep",
+        "kernels.agreement",
+        "recording.roofline",
+        "model.weights",
+        "model.footprint",
+    ],
     ["traces.ops", "traces.spans", "traces.marks", "traces.kineto_json", "kernels.position", "kernels.windows"],
     ["traces.kineto", "traces.nsys_ranges", "traces.nsys_stats", "kernels.labelling"],
     ["traces.nsys", "kernels.ledger"],
@@ -80,7 +99,15 @@ FLOORS = [
     ["plugins"],
     ["working.worker"],
     ["recording.records", "judging.compare"],
-    ["recording.ledger", "judging.expectations", "working.progress", "judging.table", "recording.importers", "recording.profiling", "kernels.tables"],
+    [
+        "recording.ledger",
+        "judging.expectations",
+        "working.progress",
+        "judging.table",
+        "recording.importers",
+        "recording.profiling",
+        "kernels.tables",
+    ],
     ["judging.pairs", "judging.results", "judging.expectationfile", "judging.breakdown", "planning.plan"],
     ["ladder.steps"],
     ["ladder.rows"],
@@ -89,7 +116,15 @@ FLOORS = [
     ["report.read", "report.page"],
     ["report.rows"],
     ["report.tables", "report.charts", "report.verdict"],
-    ["report.cells", "report.pareto", "report.distributions", "report.kernels", "report.limits", "report.scaling", "report.ladder"],
+    [
+        "report.cells",
+        "report.pareto",
+        "report.distributions",
+        "report.kernels",
+        "report.limits",
+        "report.scaling",
+        "report.ladder",
+    ],
     ["report.comment"],
     ["recording.rounds"],
     ["working.run", "sweep.planning", "sweep.show"],
@@ -117,7 +152,9 @@ FLOORS = [
     ["__main__"],
 ]
 # Run in workers, where torch is there whatever the engine; no other module may reach them.
-IN_WORKERS = {f"accuracy.{name}" for name in ("rows", "divergence", "matching", "routing", "suspects", "scoring", "beside")}
+IN_WORKERS = {
+    f"accuracy.{name}" for name in ("rows", "divergence", "matching", "routing", "suspects", "scoring", "beside")
+}
 IN_WORKERS.add("profilers.ranges")  # of engines
 # They hold tables, and are imported where a trace is read, not before; what they are for is not needed to start.
 ON_TABLES = {"polars", "msgspec", "adbc_driver_sqlite"}

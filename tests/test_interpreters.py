@@ -269,5 +269,7 @@ def test_an_engine_older_than_its_plugin_was_written_for_is_refused_with_both_ve
     python = bare(tmp_path / "old" / "python", vllm="0.9.2")
     done = harness("run", "--engine", "vllm", "--python", f"vllm={python}", "--output-dir", "out")
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith(f"error: engine 'vllm' needs vllm 0.24 or later, {python} has 0.9.2")
+    assert done.returncode == 2 and line.startswith(
+        f"error: engine 'vllm' needs vllm 0.24 or later, {python} has 0.9.2"
+    )
     assert not (harness.folder / "out").exists()

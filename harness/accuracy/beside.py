@@ -18,7 +18,6 @@ from harness.errors import Unsupported
 from harness.working.inputs import Inputs
 from harness.workload import Progress
 
-
 FLAT = 0.01  # nats; tinymoe trained 6.1, with the HF engine's random weights 1.2, with vLLM's 1e-5
 
 

@@ -51,8 +51,17 @@ def label(trace: Trace, rules: Sequence[Rule]) -> Labelled:
     labelled = polars.concat(of_pair[distinct.search_sorted(piece.collect()["pair"])] for piece in pieces)
     ops = trace.ops.with_columns(labelled.get_columns())
     if not trace.is_summary:
-        ops = by_position(ops, labels)
+        ops = _as_begun(by_position(ops.with_columns(role=polars.col("role") * (polars.col("count") > 0)), labels))
     return Labelled(ops.drop("role"), tuple(labels))
+
+
+def _as_begun(ops: polars.DataFrame) -> polars.DataFrame:
+    """A CPU's operation that goes on after others that it called (count 0) is what its beginning is."""
+    goes_on = polars.col("count") == 0
+    if ops.select(goes_on.any()).item():
+        begun = polars.when(~goes_on).then("label").forward_fill().over("device", "stream", "name")
+        ops = ops.with_columns(label=polars.coalesce(begun, "label"))
+    return ops
 
 
 def place_of(scope: str) -> Place:
@@ -70,6 +79,9 @@ def in_scope(name: Label, place: Place, operator: Callable[[str], Label], fused:
     if name.found_by == "none":
         name = next((_by_operator(one, at) for at in place.operators if (one := operator(at)).found_by != "none"), name)
     if name.category == "dense_gemm":
+        for at in place.operators:
+            if (one := operator(at)).category == "expert_gemm":  # a CPU multiplies expert by expert inside of it
+                return _by_operator(one, at)
         if part == "mlp" and not fused:
             return Label("expert_gemm", "module", "low", "a GEMM of an MLP inside a mixture-of-experts block")
         return _GEMM_IN.get(part, name)

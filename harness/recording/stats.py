@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from statistics import NormalDist, median
 from typing import Any
@@ -176,7 +176,7 @@ def student(freedom: float) -> float:
     return _student(below) + share * (_student(below + 1) - _student(below))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _student(freedom: int) -> float:
     """The angle, by halving, whose finite series is CONFIDENCE. Source: Abramowitz and Stegun 26.7.3 and 26.7.4."""
     is_odd = freedom % 2
@@ -200,7 +200,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     return (ordered[rank - 1], ordered[-rank]) if rank else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rank(n: int) -> int:
     """The highest rank k so that k-th least and k-th largest of n hold the median in CONFIDENCE of all cases; or 0."""
     if n > 1000:  # where the binomial distribution is a normal one

@@ -33,7 +33,8 @@ from harness.traces.trace import HOST, SCHEMA, NoAnswer, Step, Trace
 
 FORMAT = "torch.profiler JSON"
 _GPU = {KERNEL: "kernel", COPY: "memcpy", SET: "memset"}
-_GENERIC = re.compile(r"(?:aten|autograd|prim|profiler)::|(?!.*::)")  # says nothing of the part of the model
+# says nothing of the part of the model
+_GENERIC = re.compile(r"aten::(?!_\w*grouped_mm$)|(?:autograd|prim|profiler)::|(?!.*::)")
 
 
 def read_kineto(data: bytes | bytearray, source: str, where: str) -> Trace:

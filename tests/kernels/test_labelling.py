@@ -1,5 +1,6 @@
 """Labels of operations: modules before positions before names, on small traces built here and on real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars
@@ -150,6 +151,19 @@ def test_operations_of_a_cpu_are_labelled_by_their_module():
     ]
 
 
+def test_what_a_cpu_multiplies_inside_the_grouped_product_is_the_experts_where_no_module_says_it():
+    assert categories(("aten::mm", "aten::_grouped_mm"), "aten::mm", kind="op") == ["expert_gemm", "dense_gemm"]
+
+
+def test_an_operation_of_a_cpu_that_goes_on_after_what_it_called_stays_what_it_is():
+    once = ("aten::mm", "aten::empty", "aten::mm", "aten::topk", "aten::_grouped_mm", "aten::rsqrt")
+    one = trace(*once, kind="op")
+    one = replace(one, ops=one.ops.with_columns(count=polars.Series([1, 1, 0, 1, 1, 1], dtype=SCHEMA["count"])))
+    labelled = label(one, built_in_rules())
+    found = [labelled.labels[i].category for i in labelled.ops["label"]]
+    assert found[:5] == ["gate_gemm", "other", "gate_gemm", "routing_permute", "expert_gemm"]
+
+
 LAYER = (NORM, GEMM, ATTENTION, GEMM, NORM, GEMM, TOPK, COPY, EXPERT, EXPERT, MEAN)
 
 
@@ -168,13 +182,24 @@ def test_where_a_kernel_is_the_routers_by_name_the_gemm_before_it_is_not():
     once = ["dense_gemm", "attention", "dense_gemm", "gate_gemm", "routing_permute", "expert_gemm"]
     assert categories(*layer * 3) == once * 3
     assert found(*layer)[3] == ("gate_gemm", "name")
-    softmax = "void (anonymous namespace)::softmax_warp_forward<float, float, float, 5, false, false>(float*, float const*)"
+    softmax = (
+        "void (anonymous namespace)::softmax_warp_forward<float, float, float, 5, false, false>(float*, float const*)"
+    )
     assert categories(*layer[:4], softmax, *layer[4:])[3:5] == ["gate_gemm", "routing_permute"]
 
 
 def test_sglangs_router_is_told_from_its_dense_layers_though_its_logits_are_cast_first():
     cast = "void at::native::vectorized_elementwise_kernel<4, at::native::float32_copy_kernel_cuda(at::TensorIteratorBase&)>"
-    layer = (NORM, GEMM, cast, "_router_triton_kernel", "moe_align_block_size_kernel", EXPERT, "act_and_mul_kernel", EXPERT)
+    layer = (
+        NORM,
+        GEMM,
+        cast,
+        "_router_triton_kernel",
+        "moe_align_block_size_kernel",
+        EXPERT,
+        "act_and_mul_kernel",
+        EXPERT,
+    )
     assert [found(*layer * 2)[at][0] for at in (1, 9)] == ["gate_gemm"] * 2
     assert found(*layer * 2)[3][0] == "routing_permute"
 

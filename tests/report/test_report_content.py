@@ -33,7 +33,9 @@ def test_the_verdict_has_the_ratio_and_the_interval_of_compare_and_the_ranking_o
 
 def test_fp8_by_a_rung_of_its_own_is_held_against_bf16_without_it(keep):
     found = content(keep(with_rungs(FAST, "cache+fp8", "cache"), with_rungs(SLOW, "cache")))
-    assert sentences(found)["Speed"].startswith("swift fp8 TP1_EP1_auto_cache+fp8 pays most: 1.50 times as fast as bf16")
+    assert sentences(found)["Speed"].startswith(
+        "swift fp8 TP1_EP1_auto_cache+fp8 pays most: 1.50 times as fast as bf16"
+    )
     assert row(found["tables"]["precisions"], precision="fp8")["× bf16"][0] == pytest.approx(1.5)
 
 

@@ -16,6 +16,7 @@ MOE = [
     *launched("router", 7, at=16, start=200, dur=3.5),
     *launched("experts", 8, at=30, start=210, dur=20.25),
 ]
+GROUPED = "aten::_grouped_mm"
 
 
 def test_a_kernel_has_the_modules_and_the_operation_around_its_launch(tmp_path):
@@ -191,6 +192,13 @@ def test_a_cpu_trace_adds_up_to_the_span_of_its_operations(tmp_path):
     scopes = {(op["stream"], op["scope"]) for op in listed(trace)}
     assert scopes == {(1, "harness.decode > Attention_0"), (2, None)}
     assert trace.ops["count"].sum() == 5 and {op["step"] for op in listed(trace)} == {"harness.decode"}
+
+
+def test_what_a_cpu_runs_inside_the_grouped_product_is_seen_in_it(tmp_path):
+    nested = ("aten::linear", GROUPED, "aten::mm")
+    events = [event("cpu_op", name, start, 30 - 2 * start) for start, name in enumerate(nested)]
+    found = {op["name"]: op["scope"] for op in listed(read(kineto(tmp_path / "t.json", events)))}
+    assert found == {"aten::linear": None, GROUPED: GROUPED, "aten::mm": GROUPED}
 
 
 def test_pieces_of_a_cpus_operation_do_not_overlap_and_count_one_call(tmp_path):

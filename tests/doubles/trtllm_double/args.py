@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-ALLREDUCE = Literal[
-    "AUTO", "NCCL", "UB", "MINLATENCY", "ONESHOT", "TWOSHOT", "LOWPRECISION", "MNNVL", "NCCL_SYMMETRIC"
-]
+ALLREDUCE = Literal["AUTO", "NCCL", "UB", "MINLATENCY", "ONESHOT", "TWOSHOT", "LOWPRECISION", "MNNVL", "NCCL_SYMMETRIC"]
 OTHER_BACKEND = (  # of the TensorRT engine: refused by name
     *("quant_config", "calib_config", "batching_type", "normalize_log_probs", "extended_runtime_perf_knob_config"),
     *("fast_build", "enable_build_cache", "workspace", "enable_tqdm"),
