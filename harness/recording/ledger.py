@@ -4,7 +4,7 @@ records, rebuilt whole each time, so they can be deleted and never disagree with
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,6 @@ def _kept_aside(path: Path) -> str | None:
         view = None
     if isinstance(view, dict) and all(isinstance(entries, list) for entries in view.values()):
         return None
-    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}")
     path.rename(aside)
     return f"{path} was corrupt: rebuilt from the records, the old file is kept as {aside.name}"
