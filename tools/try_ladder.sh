@@ -24,7 +24,8 @@ tensor_parallel() {  # ENGINE TP RUNGS
 for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   check)  step check 300 python3 -m harness_hf.check ;;
   start)  step start 200 python3 benchmarks/speed.py --model "$MODEL" --only start --vllm "" --output "$OUT/start" ;;
-  gptoss) step gptoss 300 python3 benchmarks/fused.py --model gpt-oss-20b ;;
+  gptoss) step gptoss-layer 100 python3 benchmarks/fused.py --model gpt-oss-20b --layers 1 --only correct
+          step gptoss 300 python3 benchmarks/fused.py --model gpt-oss-20b ;;
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
   hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
   ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one eager prefill is 60,000 kernels
