@@ -19,7 +19,7 @@ SHOWN = 200  # points; the fastest
 
 
 def chart(facts: Facts) -> charts.Chart:
-    rows = {id(row.perf): row for row in facts.rows if has_speed(row.perf) and has_quality(row.ppl)}
+    rows = {id(row.perf): row for row in facts.configurations if has_speed(row.perf) and has_quality(row.ppl)}
     groups = charts.works(facts, [row.perf for row in rows.values()], split=True)
     found = [_choice(facts, label, [rows[id(record)] for record in group]) for label, group in groups]
     return charts.chart("pareto", found, NOTHING)

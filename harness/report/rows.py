@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from harness.cells import DEFAULT
 from harness.judging.compare import SAME, UNKNOWN, Comparison, Difference, compare
 from harness.ladder.rows import Row as Step
 from harness.ladder.rows import ladders
@@ -51,6 +52,13 @@ class Facts:
         """Of every ladder among the records."""
         return [step for steps in ladders(self.records) for step in steps]
 
+    @cached_property
+    def configurations(self) -> list[Row]:
+        """The rows without the steps of a ladder, which have a table of their own; but for the engine's default."""
+        climbed = [step.perf for step in self.steps if step.rungs != DEFAULT]
+        steps, setups = set(map(id, climbed)), {setup(Row(perf, None)) for perf in climbed}
+        return [row for row in self.rows if not (id(row.perf) in steps or row.perf is None and setup(row) in setups)]
+
     def compare(self, a: Record, b: Record) -> Comparison:
         """`harness.judging.compare.compare` in latency and perplexity, once for each pair."""
         key = id(a), id(b)
@@ -81,6 +89,11 @@ def _profiled(entries: Iterable[Entry]) -> list[Entry]:
         if entry.record.get("profile") and entry.record["compute_mode"] != EMULATED:
             found[entry.record["key"]] = entry
     return sorted(found.values(), key=lambda one: _order(one.record))
+
+
+def setup(row: Row) -> tuple[Any, ...]:
+    """Whatever the work."""
+    return subject(row.either), *(row.either[name] for name in SETUP)
 
 
 def subject(record: Record) -> tuple[str, str, str]:

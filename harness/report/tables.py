@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from harness.cells import DEFAULT
 from harness.judging.compare import UNKNOWN
 from harness.precision import NATIVE
 from harness.recording.records import Record
 from harness.recording.stats import PERCENT
 from harness.report.rows import (
     DASH,
-    SETUP,
     Cell,
     Facts,
     Row,
@@ -29,6 +27,7 @@ from harness.report.rows import (
     has_speed,
     mark,
     number,
+    setup,
     subject,
     why_not,
     work,
@@ -44,12 +43,8 @@ ALWAYS = frozenset(("engine", "precision"))  # shown though all rows agree
 
 
 def precisions(facts: Facts) -> Table:
-    """Every configuration: speed, and what it is of BF16's; perplexity, and how it changed. The steps of a ladder have a
-    table of their own; of them the engine's default is here, too."""
-    climbed = [step.perf for step in facts.steps if step.rungs != DEFAULT]
-    steps, setups = set(map(id, climbed)), {_setup(Row(perf, None)) for perf in climbed}
-    rows = [row for row in facts.rows if not (id(row.perf) in steps or row.perf is None and _setup(row) in setups)]
-    return table("precisions", [_result(facts, row) for row in _telling(rows)])
+    """Every configuration: speed, and what it is of BF16's; perplexity, and how it changed."""
+    return table("precisions", [_result(facts, row) for row in _telling(facts.configurations)])
 
 
 def engines(facts: Facts) -> Table:
@@ -98,17 +93,13 @@ def _one_reason(cells: Iterable[Any]) -> str | None:
 
 def _telling(rows: Sequence[Row]) -> Iterator[Row]:
     """Those with a speed; of a setup that has none one row: works that were not measured look alike."""
-    fast = {_setup(row) for row in rows if has_speed(row.perf)}
+    fast = {setup(row) for row in rows if has_speed(row.perf)}
     seen: set[Any] = set()
     for row in rows:
         is_accuracy = row.perf is None and row.ppl and row.ppl["workload"] == "ppl"
-        if has_speed(row.perf) or _setup(row) not in fast | seen or is_accuracy:
+        if has_speed(row.perf) or setup(row) not in fast | seen or is_accuracy:
             yield row
-        seen.add(_setup(row))
-
-
-def _setup(row: Row) -> tuple[Any, ...]:
-    return subject(row.either), *(row.either[name] for name in SETUP)
+        seen.add(setup(row))
 
 
 def said(cell: Any) -> str:

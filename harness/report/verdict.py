@@ -136,6 +136,8 @@ def _accuracy(facts: Facts, records: Sequence[Record]) -> str:
         return "Nothing can be said of accuracy: the weights are random."
     if not quality:
         return "No accuracy was measured."
+    if all(record["precision"] == "bf16" for record in quality):
+        return "Accuracy was measured in bf16 only."
     found = [(r, d) for r in quality if r["status"] == "ok" and (d := facts.against_bf16(r, "perplexity"))]
     if not found:
         return "What a lower precision costs in accuracy cannot be said: no perplexity is comparable with that of bf16."

@@ -171,7 +171,11 @@ def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_r
     alone = named(asked("c"), batch_size=4)  # at a work without plain eager
     low = named(FAST, reason="emulated", **off)  # no rung: the default at a precision that is not measured here
     records = asked("none"), asked("a"), asked("b", reason="rung b: needs a GPU", **off), low, alone
-    tables = content(keep(*records))["tables"]
+    accuracy = (named(PPL, config=rungs, requested={**PPL["requested"], "rungs": rungs}) for rungs in ("none", "a", "c"))
+    found = content(keep(*records, *accuracy))
+    (choice,) = found["charts"]["pareto"]["choices"]
+    assert [point["name"] for point in choice["views"][0]["values"]] == ["swift bf16"]
+    tables = found["tables"]
     told = {said(cell) for line in tables["precisions"]["rows"] for cell in line}
     assert {"fp8", "c"} <= told and not {"none", "a", "b"} & told
     place = [column["name"] for column in tables["ladder"]["columns"]].index("rung")
