@@ -22,7 +22,13 @@ PHASES = ("prefill", "decode")
 
 def text(records: Sequence[Record], root: Path) -> str:
     """Tables and sentences of profiled records whose analyses lie in the output folder `root`; empty where none is."""
-    return "\n".join(line for rows in ladders(records) for line in _lines(_profiled(rows), root))
+    return "\n".join(line for rows in ladders(records) for line in _lines(climbed(rows), root))
+
+
+def climbed(rows: Sequence[Row]) -> list[Row]:
+    """Those of a ladder that come one after another and have a profile."""
+    kinds = (BASELINE, CUMULATIVE, PRECISION)
+    return [row for row in rows if row.kind in kinds and (row.perf.get("profile") or {}).get("phases")]
 
 
 def ledger(row: Row, phase: str) -> dict[str, float]:
@@ -33,11 +39,6 @@ def ledger(row: Row, phase: str) -> dict[str, float]:
         return {}
     times = {name: share["ms_per_step"] for name, share in found["categories"].items() if share["ms_per_step"]}
     return {**times, **({IDLE: found["idle_ms"]} if found.get("idle_ms") is not None else {})}
-
-
-def _profiled(rows: Sequence[Row]) -> list[Row]:
-    kinds = (BASELINE, CUMULATIVE, PRECISION)
-    return [row for row in rows if row.kind in kinds and (row.perf.get("profile") or {}).get("phases")]
 
 
 def _lines(rows: Sequence[Row], root: Path) -> Iterator[str]:

@@ -85,7 +85,7 @@ def _cells(base: Plan, chosen: Sequence[Step], reference: Path, sizes: Mapping[s
         for cell in templates[:1] if step.kind == OFF else templates:
             setup = replace(cell.setup, rungs=step.rungs)
             made = make_cell(base.ground, setup, workloads[cell.workload], cell.parameters, {})
-            yield replace(made, skip=step.why) if step.kind == OFF else made
+            yield replace(made, setup=setup, skip=step.why) if step.kind == OFF else made  # with the rung it is about
         if step.kind != OFF and templates:
             yield from _logits_cells(base, replace(templates[0].setup, rungs=step.rungs), step, reference, sizes)
 

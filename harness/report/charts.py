@@ -20,6 +20,7 @@ INK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 GREY = "#808080"
 COLOURS = {"fp32": PURPLE, "bf16": INK, "fp8": BLUE, "fp8_block": GREEN, "nvfp4": RED, "mxfp4": ORANGE}
 SHAPES = {"hf": "circle", "vllm": "square", "sglang": "triangle-up", "trtllm": "diamond", "neuron": "cross"}
+LONG = "length(datum.label) > 46 ? slice(datum.label, 0, 8) + '…' + slice(datum.label, -36) : datum.label"
 MORE_COLOURS = (SKY, YELLOW, GREY)
 MORE_SHAPES = ("triangle-down", "triangle-right", "triangle-left")
 
@@ -107,6 +108,17 @@ def shape(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def axis(field: str, title: str, log: bool = False, **more: Any) -> dict[str, Any]:
     scale = {"type": "log", "nice": False} if log else {"zero": False, "nice": True}
     return {"field": field, "type": "quantitative", "title": title, "scale": {**scale, **more.pop("scale", {})}, **more}
+
+
+def rows() -> dict[str, Any]:
+    """The field `row` down the side, in its own order. Names of rungs differ at their ends."""
+    return {
+        "field": "row",
+        "type": "nominal",
+        "sort": None,
+        "title": None,
+        "axis": {"labelExpr": LONG, "labelLimit": 330},
+    }
 
 
 def tooltip(**titles: str) -> list[dict[str, Any]]:

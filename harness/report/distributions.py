@@ -20,9 +20,6 @@ KINDS = (
 SHOWN = 40  # cells of one chart; the fastest
 POINTS = 30  # up to so many samples are drawn one by one
 ROW = 24  # pixels
-LONG = (  # names of rungs differ at their ends
-    "length(datum.label) > 46 ? slice(datum.label, 0, 8) + '…' + slice(datum.label, -36) : datum.label"
-)
 SAID = ("min", "p10", "p25", "p50", "p75", "p90", "p99", "max")
 
 
@@ -97,8 +94,7 @@ def _value(record: Record, found: Sequence[tuple[int, int]], many: bool) -> dict
 
 
 def _view(title: str, values: Sequence[dict[str, Any]]) -> charts.View:
-    axis = {"labelExpr": LONG, "labelLimit": 330}
-    y = {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": axis}
+    y = charts.rows()
     colour = {**charts.colour(values), "legend": None}  # each row says its precision
     tips = charts.tooltip(name="configuration", said="ms", n="n")
 

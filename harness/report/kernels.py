@@ -10,6 +10,9 @@ from harness.errors import HarnessError
 from harness.jsonfile import Node
 from harness.judging.breakdown import MIXED, NAMES
 from harness.kernels.waterfall import Waterfall, conclusion, explain
+from harness.ladder.ledger import climbed
+from harness.ladder.rows import ladders
+from harness.ladder.show import title
 from harness.recording.profiling import analysis_of
 from harness.recording.records import Record, shared_config
 from harness.report import charts
@@ -26,6 +29,7 @@ COLOURS = dict(
 )
 COLOURS |= {"comm": "#7F3C8D", OTHER: charts.GREY, IDLE: "#C8C8C8"}
 PHASES = ("prefill", "decode")
+Pair = tuple[tuple[str, str], Entry, Entry]  # what they are called, and from the first to the second
 WATERFALLS = 40  # read at most; each is two files
 ROW = 28  # pixels
 
@@ -54,7 +58,7 @@ def _ledger(label: str, group: Sequence[Record]) -> charts.Chart:
             if values:
                 what = "ms of a step's wall time" if is_wall else "ms of its operations' summed time (CPU)"
                 views.append(_stack(f"{phase.capitalize()}: {what}", values))
-    return charts.choice(label, views, [note for record in group for note in _notes(record)])
+    return charts.choice(label, views, [note for record in group for note in _notes(record, many)])
 
 
 def _shares(record: Record, phase: str, is_wall: bool, many: bool) -> Iterator[dict[str, Any]]:
@@ -85,7 +89,7 @@ def _stack(title: str, values: Sequence[dict[str, Any]]) -> charts.View:
     rows = len({value["row"] for value in values})
     kinds = [name for name in ORDER if any(value["kind"] == name for value in values)]
     stack = {"stack": "zero", "type": "quantitative", "field": "ms", "title": None}
-    y = {"field": "row", "type": "nominal", "sort": None, "title": None}
+    y = charts.rows()
     scale = {"domain": kinds, "range": [COLOURS[name] for name in kinds]}
     order = {"field": "place", "type": "quantitative"}
     tips = charts.tooltip(row="cell", kind="kind of work", said="time", ceiling="at most")
@@ -103,8 +107,8 @@ def _stack(title: str, values: Sequence[dict[str, Any]]) -> charts.View:
     return charts.view(title, ROW * rows, values, [bar])
 
 
-def _notes(record: Record) -> Iterator[str]:
-    profile, what = record["profile"], setup_words(record)
+def _notes(record: Record, many: bool) -> Iterator[str]:
+    profile, what = record["profile"], setup_words(record, many)
     if mixed := profile["phases"].get(MIXED):
         yield f"{what}: prefill shared {mixed.get('steps')} steps with decode, so it has no bar"
     for problem in profile.get("problems") or ():
@@ -114,15 +118,15 @@ def _notes(record: Record) -> Iterator[str]:
 
 
 def _waterfalls(facts: Facts) -> Iterator[charts.Chart]:
-    pairs = list(_pairs([entry for entry in facts.profiled if entry.record["profile"].get("analysis")]))
-    read: dict[int, tuple[str, Node]] = {}
-    for count, (a, b) in enumerate(pairs[:WATERFALLS]):
-        first, second = (f"{setup_words(entry.record)}" for entry in (a, b))
-        label = f"{first} → {second}, {charts.label_of(b.record, charts.common_subject(facts))}"
+    entries = [entry for entry in facts.profiled if entry.record["profile"].get("analysis")]
+    pairs = [*_pairs(entries), *_steps(entries)]
+    read: dict[int, Node] = {}
+    for count, (names, a, b) in enumerate(pairs[:WATERFALLS]):
+        label = f"{' → '.join(names)}, {charts.label_of(b.record, charts.common_subject(facts))}"
         rest = [f"{WATERFALLS} of {len(pairs)} pairs are shown"] if count == 0 and len(pairs) > WATERFALLS else []
         try:
             nodes = [read.setdefault(id(entry), _analysis(entry)) for entry in (a, b)]
-            found = explain(nodes[0][1], nodes[1][1], (nodes[0][0], nodes[1][0]))
+            found = explain(*nodes, names)
         except (HarnessError, NoAnswer) as error:
             empty = {"title": f"no waterfall: {error}", "values": [], "spec": None}
             yield charts.choice(label, [empty], rest)
@@ -132,20 +136,32 @@ def _waterfalls(facts: Facts) -> Iterator[charts.Chart]:
         yield charts.choice(label, views, [*rest, *conclusion(found), *doubts, *found.notes])
 
 
-def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
+def _pairs(entries: Sequence[Entry]) -> Iterator[Pair]:
     """Each precision after BF16 of its engine, and each engine after the slowest in BF16, at one work."""
+
+    def pair(a: Entry, b: Entry) -> Pair:
+        return (setup_words(a.record), setup_words(b.record)), a, b
+
     for group in by(entries, lambda e: (subject(e.record), shared_config(e.record), work(e.record))).values():
         wide = [entry for entry in group if entry.record["precision"] == "bf16"]
         for a in wide:
             same = [e for e in group if e.record["engine"] == a.record["engine"] and e not in wide]
-            yield from ((a, b) for b in same)
+            yield from (pair(a, b) for b in same)
         slowest, *others = sorted(wide, key=lambda e: -(e.record.get("mean_latency_ms") or 0)) or [None]
-        yield from ((slowest, b) for b in others if b.record["engine"] != slowest.record["engine"])
+        yield from (pair(slowest, b) for b in others if b.record["engine"] != slowest.record["engine"])
 
 
-def _analysis(entry: Entry) -> tuple[str, Node]:
+def _steps(entries: Sequence[Entry]) -> Iterator[Pair]:
+    """Each step of a ladder after the one before."""
+    of = {id(entry.record): entry for entry in entries}
+    for rows in ladders(entry.record for entry in entries):
+        rows = climbed(rows)
+        yield from (((title(a), title(b)), of[id(a.perf)], of[id(b.perf)]) for a, b in zip(rows, rows[1:]))
+
+
+def _analysis(entry: Entry) -> Node:
     path = (entry.root or Path(entry.folder)) / "records" / entry.file
-    return analysis_of(Node(entry.record, entry.file), path)
+    return analysis_of(Node(entry.record, entry.file), path)[1]
 
 
 def _fall(fall: Waterfall) -> charts.View:

@@ -11,6 +11,7 @@ from harness.device import Device
 from harness.engine import EngineSpec, Rung, rung_problem, settled, with_needs
 from harness.errors import UsageError
 from harness.judging.compare import compare
+from harness.ladder.climb import Asked, plan_of
 from harness.ladder.rows import across_rungs
 from harness.ladder.steps import steps
 from harness.launcher import Outcome
@@ -87,6 +88,13 @@ def test_a_rung_that_is_a_precisions_own_arithmetic_is_left_out_of_other_precisi
     found = {step.added: (step.kind, step.why) for step in steps(OWN, ("bf16", "fp8"), GPU, ("cumulative",), {})}
     assert found["low"] == ("off", "rung low: it is the arithmetic of fp8, not of bf16")
     assert found["after"][0] == "off" and found["cache"][0] == "cumulative" and found["fp8"][0] == "precision"
+
+
+def test_what_is_off_in_a_ladder_is_named_also_where_no_cell_of_this_precision_may_have_it(tmp_path):
+    options = Options(("hf",), ("tinymoe",), ("bf16",), ("perf",), {"batch_size": (1,)}, output_dir=tmp_path)
+    plan, _ = plan_of(options, Asked(), print)
+    (fp8,) = (cell for cell in plan.cells if cell.skip and cell.skip.startswith("rung fp8:"))
+    assert fp8.setup.rungs == "grouped_experts+fp8"
 
 
 def test_bf16_and_fp8_in_its_own_arithmetic_are_planned_by_one_command_and_compared():

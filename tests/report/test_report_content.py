@@ -162,6 +162,18 @@ def test_a_profile_outlives_a_later_measurement_without_one_and_an_emulated_one_
     assert charts["waterfall"]["choices"] == []
 
 
+def test_each_profiled_step_of_a_ladder_has_a_waterfall_from_the_one_before(keep):
+    decode = {"steps": 8, "ms_per_step": 2.0, "idle_ms": None, "categories": {}, "max_speedup": 2.0}
+    profile = {"profiler": "torch", "analysis": "traces/a.analysis.json", "phases": {"decode": decode}}
+    sets = ("none", "a", "a+b")
+    found = content(
+        keep(*(named(SLOW, profile=profile, config=one, requested={**SLOW["requested"], "rungs": one}) for one in sets))
+    )
+    choices = found["charts"]["waterfall"]["choices"]
+    assert [choice["label"].split(",")[0] for choice in choices] == ["none → + a", "+ a → + b"]
+    assert "a.analysis.json is in no folder" in choices[0]["views"][0]["title"]
+
+
 def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_rows_of_precisions(keep):
     def asked(rungs: str, **more) -> dict:
         found = named(SLOW, requested={**SLOW["requested"], "rungs": rungs}, config=rungs, **more)
@@ -171,7 +183,9 @@ def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_r
     alone = named(asked("c"), batch_size=4)  # at a work without plain eager
     low = named(FAST, reason="emulated", **off)  # no rung: the default at a precision that is not measured here
     records = asked("none"), asked("a"), asked("b", reason="rung b: needs a GPU", **off), low, alone
-    accuracy = (named(PPL, config=rungs, requested={**PPL["requested"], "rungs": rungs}) for rungs in ("none", "a", "c"))
+    accuracy = (
+        named(PPL, config=rungs, requested={**PPL["requested"], "rungs": rungs}) for rungs in ("none", "a", "c")
+    )
     found = content(keep(*records, *accuracy))
     (choice,) = found["charts"]["pareto"]["choices"]
     assert [point["name"] for point in choice["views"][0]["values"]] == ["swift bf16"]
