@@ -52,10 +52,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
     noise = next((row.baseline.noise for row in rows if row.baseline and row.baseline.noise), "")
     lines += [f"noise in the intervals: {noise}"] if noise else []
+    lines += _once(f"perplexity: {_windows(row.ppl)}" for row in rows if row.ppl and row.ppl.get("perplexity"))
     if any(row.changes_output for row in rows if row.kind != OFF):
         lines.append("*: changes the output beyond the order of sums, and so of every step above it")
     lines += (f"{r.added} replaces {', '.join(r.replaces)}: off from there on up" for r in rows if r.replaces)
     lines += _silent(rows)
+    lines += _unscored(rows)
     lines += _once(f"not compared, {title(row)}: {_refusal(row)}" for row in rows if _refusal(row))
     lines += _once(
         f"{row.perf['status']} {title(row)}: {why(row.perf)}" for row in rows if row.kind != OFF and why(row.perf)
@@ -131,6 +133,10 @@ def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
         yield f"no {what} of {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
 
 
+def _windows(record: Record) -> str:
+    return f"{len(record['per_chunk_ppls'])} windows of {record.get('dataset')}"
+
+
 def _untimed(record: Record) -> str:
     """Why a measured step has no ITL; empty where it has one."""
     if record["status"] not in MEASURED or record.get("itl_ms") or record.get("output_len") == 1:
@@ -148,6 +154,14 @@ def _silent(rows: Sequence[Row]) -> Iterator[str]:
             if found is not None and found > MUCH * worst and not row.changes_output:
                 yield f"look at {title(row)}: not said to change the output, yet its {phase} KL is {found:.4f}"
             worst = max(worst, found or 0.0)
+
+
+def _unscored(rows: Sequence[Row]) -> Iterator[str]:
+    """Rungs that change the output, and not one bit of the perplexity."""
+    for before, row in zip(rows, rows[1:]):
+        scored = [one.ppl.get("per_chunk_ppls") if one.ppl else None for one in (before, row)]
+        if row.kind == CUMULATIVE and row.changes_output and scored[0] and scored[0] == scored[1]:
+            yield f"scoring does not go through {title(row)}, so its perplexity says nothing of it; KL decode does"
 
 
 def _table(rows: Sequence[dict[str, str]]) -> Any:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted import scaled
+import scripted
+from scripted import scaled, with_rungs
 
 from harness.engine import Rung
 from harness.ladder.batches import groups, sweep
@@ -90,6 +91,18 @@ def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_s
     assert "no ITL of + e: tokens that come together have one time" in page.getvalue()
     assert "off: rung c: needs SM 89" in page.getvalue()
     assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
+
+
+def test_a_perplexity_says_of_how_many_windows_it_is_and_of_what_it_says_nothing():
+    hf = {"engine": "hf", "precision": "bf16"}
+    records = [record(rungs, 1.0, **hf) for rungs in ("none", "static_cache", "static_cache+fp8_kv")]
+    nlls = {"none": [3.0, 3.1], "static_cache": [3.0, 3.2], "static_cache+fp8_kv": [3.0, 3.2]}
+    records += [with_rungs(scripted.record("ppl", means, **hf), rungs) for rungs, means in nlls.items()]
+    page = io.StringIO()
+    print_ladder(records, page)
+    assert "perplexity: 2 windows of stdlib" in page.getvalue()
+    said = [line for line in page.getvalue().splitlines() if line.startswith("scoring does not go through")]
+    assert said == ["scoring does not go through + fp8_kv*, so its perplexity says nothing of it; KL decode does"]
 
 
 def test_no_number_of_a_long_ladder_is_cut_short():
