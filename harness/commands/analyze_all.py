@@ -134,7 +134,7 @@ def _ladder(asked: _Asked, measured: Sequence[Any]) -> Any:
         options,
         policy=Policy(rounds, rounds),
         precisions=wanted,
-        parameters={**options.parameters, "batch_size": batches, **({"num_chunks": (2,)} if is_quick else {})},
+        parameters={**options.parameters, "batch_size": batches},
         output_dir=options.output_dir / LADDER,
     )
     steps = Asked((CUMULATIVE,), logits=QUICK_LOGITS) if is_quick else Asked(KINDS, profiler="torch")
