@@ -88,10 +88,7 @@ def ladders(records: Iterable[Record]) -> list[list[Row]]:
     found = []
     for group in _by(records, lambda r: (*(r[name] for name in SUBJECT), _split(r), _place(r))).values():
         perf = [record for record in group if record["workload"] == "perf"]
-        works = _by(
-            (r for r in perf if r["status"] != "skipped"),
-            lambda r: tuple(r.get(name) for name in (*WORK, "num_iterations")),
-        )
+        works = _by((r for r in perf if r["status"] != "skipped"), _work)
         skipped = [record for record in perf if record["status"] == "skipped" and _rungs(record) != DEFAULT]
         found += [_rows([*of_work, *skipped], group) for of_work in works.values() if _is_ladder(of_work)]
     return found
@@ -157,14 +154,18 @@ def _is_ladder(perf: Sequence[Record]) -> bool:
 def _rows(perf: Sequence[Record], group: Sequence[Record]) -> list[Row]:
     eager = [record for record in perf if _rungs(record) == NONE]
     first = eager[0]["precision"]
+    # a rung that cannot be on is said of every work, a precision without a speed of its own
+    perf = [r for r in perf if r["status"] != "skipped" or r["precision"] == first or _work(r) == _work(eager[0])]
     names = [_rungs(r).split(AND) for r in perf if r["precision"] == first and r["status"] != "skipped"]
     names = [one for one in names if one not in ([NONE], [DEFAULT])]
     order, climbed = _ladder_of(perf[0]["engine"], names)
-    marked = sorted(((*_kind(record, first, climbed), record) for record in perf), key=lambda one: _order(*one, order))
-    base = next((r for r in eager if r["precision"] == first and r["status"] in MEASURED), None)
     beside = {
         name: {(r["precision"], _rungs(r)): r for r in group if r["workload"] == name} for name in ("ppl", LOGITS)
     }
+    marked = sorted(
+        ((*_kind(record, first, climbed, beside), record) for record in perf), key=lambda one: _order(*one, order)
+    )
+    base = next((r for r in eager if r["precision"] == first and r["status"] in MEASURED), None)
     rows: list[Row] = []
     last = base
     for kind, added, record in marked:
@@ -195,13 +196,18 @@ def _ladder_of(engine: str, found: Sequence[Sequence[str]]) -> tuple[list[str], 
     return order, climbed if is_ladder else []
 
 
-def _kind(record: Record, first: str, climbed: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """Its place in the ladder, and what it adds."""
+def _kind(
+    record: Record, first: str, climbed: Sequence[Sequence[str]], beside: Mapping[str, Mapping[Any, Record]]
+) -> tuple[str, str]:
+    """Its place in the ladder, and what it adds. A precision without a speed may have an accuracy."""
     names = _rungs(record).split(AND)
-    if record["status"] == "skipped":
-        return OFF, record["precision"] if record["precision"] != first else names[-1]
+    scored = (of.get((record["precision"], _rungs(record))) for of in beside.values())
+    is_off = record["status"] == "skipped"
     if record["precision"] != first:
-        return PRECISION, record["precision"]
+        is_off = is_off and not any(one and one["status"] in MEASURED for one in scored)
+        return OFF if is_off else PRECISION, record["precision"]
+    if is_off:
+        return OFF, names[-1]
     if names in ([NONE], [DEFAULT]):
         return (BASELINE if names == [NONE] else DEFAULT), names[0]
     step = next((one for one in climbed if set(one) == set(names)), None)
@@ -216,6 +222,10 @@ def _spec(engine: str) -> EngineSpec | None:
     from harness.plugins import discover
 
     return discover().engines.get(engine)
+
+
+def _work(record: Record) -> tuple[Any, ...]:
+    return tuple(record.get(name) for name in (*WORK, "num_iterations"))
 
 
 def _rungs(record: Record) -> str:

@@ -60,7 +60,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines += _unscored(rows)
     lines += _once(f"not compared, {title(row)}: {_refusal(row)}" for row in rows if _refusal(row))
     lines += _once(
-        f"{row.perf['status']} {title(row)}: {why(row.perf)}" for row in rows if row.kind != OFF and why(row.perf)
+        f"{'no speed of' if row.perf['status'] == 'skipped' else row.perf['status']} {title(row)}: {why(row.perf)}"
+        for row in rows
+        if row.kind != OFF and why(row.perf)
     )
     lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
     lines += _by_reason("KL", {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")})
@@ -95,7 +97,7 @@ def kl_words(row: Row, phase: str) -> str:
 
 
 def _step(row: Row) -> dict[str, str]:
-    return {"rung": title(row) + (" (!)" if row.perf["status"] != "ok" else "")}
+    return {"rung": title(row) + (" (!)" if row.perf["status"] not in ("ok", "skipped") else "")}
 
 
 def _speed(row: Row) -> dict[str, str]:

@@ -82,6 +82,20 @@ def test_a_further_precision_is_compared_with_the_top_and_changes_the_output(rec
     assert last.to_json()["step_speedup"]["latency_ms"]["times"] == pytest.approx(1.25)
 
 
+def test_a_precision_without_a_speed_shows_its_accuracy_once_in_each_work():
+    why = {"status": "skipped", "latency_ms": None, "reason": "emulated on cpu"}
+    records = [record(rungs, 1.0, precision="bf16", batch_size=size) for rungs in ("none", "a") for size in (2, 16)]
+    records += [{**record("a", 1.0, batch_size=size), **why} for size in (2, 16)]
+    page = io.StringIO()
+    print_ladder(records, page)
+    assert page.getvalue().count("off: emulated on cpu") == 1 and "in fp8" not in page.getvalue()
+    records.append(with_rungs(scripted.record("ppl", [3.0, 3.1]), "a"))
+    for rows in ladders(records):
+        (low,) = (row for row in rows if row.perf["precision"] == "fp8")
+        assert low.kind == "precision" and low.ppl["perplexity"] > 1 and low.to_json()["latency_ms"] is None
+        assert "no speed of top, in fp8*: emulated on cpu" in notes(rows)
+
+
 def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_said(records):
     off = {**record("c", 1.0), "status": "skipped", "reason": "rung c: needs SM 89"}
     cached = record("a+b+d", 0.2, prefix_cache_hits=64)
