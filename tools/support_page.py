@@ -1,6 +1,5 @@
-"""Prints docs/support.md, what each engine does with each precision on each GPU, from the engines' own answers:
-
-python tools/support_page.py > docs/support.md
+"""Prints docs/support.md, what each engine does with each precision on each GPU, from the engines' own answers.
+`python tools/support_page.py > docs/support.md`
 """
 
 from __future__ import annotations
@@ -47,12 +46,10 @@ def section(engine: EngineSpec, version: str | None) -> str:
         cells = []
         for device in DEVICES.values():
             support = support_of(engine, precision, device, version)
-            reason = (support.reason or "").replace(
-                f"SM {device.sm}", "this SM", 1
-            )  # else each SM has a reason of its own
-            reason = reason.replace(f"{precision} tensor cores", "tensor cores for it").replace(
-                f"{precision} value", "value"
-            )
+            # else each SM has a reason of its own, and each precision
+            reason = (support.reason or "").replace(f"SM {device.sm}", "this SM", 1)
+            reason = reason.replace(f"{precision} tensor cores", "tensor cores for it")
+            reason = reason.replace(f"{precision} value", "value")
             number = reasons.setdefault(reason, len(reasons) + 1) if reason else None
             mode = "-" if support.mode == "unsupported" else support.mode
             cells.append(f"{mode} ({number})" if number else mode)

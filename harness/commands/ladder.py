@@ -43,7 +43,7 @@ REPEATS = 3  # rounds; fewer have no interval that covers the noise between star
 @click.option("--weights", type=click.Choice(["real", "dummy"]), default="real", show_default=True)
 @click.option("--quick", is_flag=True, help="One round of a few short iterations, only rungs one on another.")
 @click.option("--repeats", type=click.IntRange(1), help=f"Rounds, each step in turn.  [{REPEATS}; quick: 1]")
-@click.option("--steps", "kinds", type=Names(), help="cumulative, single or both.  [both; quick: cumulative]")
+@click.option("--steps", "kinds", type=Names(), help="cumulative, single.  [cumulative,single; quick: cumulative]")
 @click.option(
     "--resume", is_flag=True, help="Go on where a ladder in this folder stopped: what was measured there stays."
 )

@@ -200,13 +200,11 @@ def _kind(
     record: Record, first: str, climbed: Sequence[Sequence[str]], beside: Mapping[str, Mapping[Any, Record]]
 ) -> tuple[str, str]:
     """Its place in the ladder, and what it adds. A precision without a speed may have an accuracy."""
-    names = _rungs(record).split(AND)
-    scored = (of.get((record["precision"], _rungs(record))) for of in beside.values())
-    is_off = record["status"] == "skipped"
-    if record["precision"] != first:
-        is_off = is_off and not any(one and one["status"] in MEASURED for one in scored)
-        return OFF if is_off else PRECISION, record["precision"]
-    if is_off:
+    names, added = _rungs(record).split(AND), record["precision"]
+    if added != first:
+        measured = (record, *(of.get((added, _rungs(record))) for of in beside.values()))
+        return PRECISION if any(one and one["status"] != "skipped" for one in measured) else OFF, added
+    if record["status"] == "skipped":
         return OFF, names[-1]
     if names in ([NONE], [DEFAULT]):
         return (BASELINE if names == [NONE] else DEFAULT), names[0]

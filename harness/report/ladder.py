@@ -10,7 +10,7 @@ from harness.ladder.rows import Row, limit, memory, middle, speedups, why
 from harness.ladder.show import GIB, kl_words, title
 from harness.ladder.steps import CUMULATIVE, OFF, PRECISION
 from harness.recording.records import Record
-from harness.report.rows import DASH, Cell, Facts, device, number
+from harness.report.rows import DASH, Cell, Facts, chunks, device, number
 from harness.report.tables import Table, table
 
 WORDS = ("rung", "changes output")  # columns of text that only this table has
@@ -55,7 +55,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "J / token": _number(record.get("joules_per_output_token"), ".3f", record.get("energy_problem") or nothing),
         "load s": _number(record.get("load_seconds"), ".1f", nothing),
         "perplexity": _number(row.ppl.get("perplexity") if row.ppl else None, ".4f", "no perplexity was measured"),
-        "chunks": _number(_chunks(row), "d", "no perplexity was measured"),
+        "chunks": _number(chunks(row.ppl), "d", "no perplexity was measured"),
         "KL prefill": _kl(row, "prefill"),
         "KL decode": _kl(row, "decode"),
     }
@@ -85,10 +85,6 @@ def _kl(row: Row, phase: str) -> Cell:
     if value is None:
         return [None, DASH, why(row.kl) if row.kl else "not measured"]
     return [value, kl_words(row, phase)]
-
-
-def _chunks(row: Row) -> int | None:
-    return len((row.ppl or {}).get("per_chunk_ppls") or ()) or None
 
 
 def _refusal(row: Row) -> str:

@@ -9,7 +9,7 @@ from harness.judging.compare import BETTER, SAME, WORSE
 from harness.precision import EMULATED
 from harness.recording.conditions import SPEED
 from harness.report import charts
-from harness.report.rows import Facts, Row, by, has_quality, has_speed, noise, setup_words, subject, work_words
+from harness.report.rows import Facts, Row, by, chunks, has_quality, has_speed, noise, setup_words, subject, work_words
 
 NOTHING = (
     "No configuration has both a speed and a perplexity. Random weights have no accuracy, emulated formats no speed; "
@@ -114,9 +114,9 @@ def _emulated(facts: Facts, like: Row) -> list[dict[str, Any]]:
 
 def _what(rows: Sequence[Row]) -> str:
     sets = ", ".join(sorted({str(row.ppl.get("dataset")) for row in rows}))
-    chunks = {len(row.ppl.get("per_chunk_ppls") or ()) for row in rows}
+    windows = {chunks(row.ppl) or 0 for row in rows}
     return (
-        f"Speed at {work_words(rows[0].perf)}; perplexity on {sets}, n = {'/'.join(map(str, sorted(chunks)))} chunks."
+        f"Speed at {work_words(rows[0].perf)}; perplexity on {sets}, n = {'/'.join(map(str, sorted(windows)))} chunks."
     )
 
 

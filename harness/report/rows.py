@@ -96,6 +96,11 @@ def setup(row: Row) -> tuple[Any, ...]:
     return subject(row.either), *(row.either[name] for name in SETUP)
 
 
+def chunks(ppl: Record | None) -> int | None:
+    """Windows that a perplexity is of."""
+    return len((ppl or {}).get("per_chunk_ppls") or ()) or None
+
+
 def subject(record: Record) -> tuple[str, str, str]:
     """What a verdict is about: model, weights and device."""
     return record["model"] or "unknown model", record["weights"] or "unknown", device(record)

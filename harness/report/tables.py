@@ -21,6 +21,7 @@ from harness.report.rows import (
     brief,
     by,
     change,
+    chunks,
     device,
     gain,
     has_quality,
@@ -130,7 +131,7 @@ def _result(facts: Facts, row: Row) -> dict[str, Any]:
             ppl["perplexity"] if has_quality(ppl) else None, ".4f", why_not(ppl, "perplexity", "accuracy")
         ),
         f"change % ({PERCENT})": _compared(facts, ppl, "accuracy", changed, change, "+.2f"),
-        "chunks": number(len(ppl.get("per_chunk_ppls") or ()) or None if ppl else None, "d", "no perplexity"),
+        "chunks": number(chunks(ppl), "d", "no perplexity"),
         "dataset": str((ppl or {}).get("dataset") or DASH),
         "J/token": number(
             (perf or {}).get("joules_per_output_token") if is_fast else None,

@@ -189,6 +189,7 @@ def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_r
     found = content(keep(*records, *accuracy))
     (choice,) = found["charts"]["pareto"]["choices"]
     assert [point["name"] for point in choice["views"][0]["values"]] == ["swift bf16"]
+    assert sentences(found)["Accuracy"] == "Accuracy was measured in bf16 only."
     tables = found["tables"]
     told = {said(cell) for line in tables["precisions"]["rows"] for cell in line}
     assert {"fp8", "c"} <= told and not {"none", "a", "b"} & told
