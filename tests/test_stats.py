@@ -230,6 +230,13 @@ def test_one_iteration_far_out_is_no_drift_and_is_kept_and_counted():
     assert one["steady"] is True and one["outliers"]["indices"] == [19] and one["outliers"]["count"] == 1
     assert one["latency_ms"]["iterations"] == 30 and "kept" in one["outliers"]["method"]
     assert cell(TEN, wild, TEN)["latency_ms"]["max"] == 4000
+    (line,) = problems(one)
+    assert line.startswith("iteration 20 took 39.8 times as long as the median of its round") and "means" in line
+
+
+def test_three_iterations_are_enough_to_see_the_one_that_compiled():
+    assert "iteration 2 took 2.4 times" in problems(statistics(cell([782.0, 1893.0, 733.0], [740.0, 741.0, 739.0])))[0]
+    assert problems(statistics(cell([782.0, 1393.0, 733.0]))) == []
 
 
 def test_each_round_is_judged_by_its_own_level():

@@ -140,6 +140,7 @@ _PIECE_IN: dict[str | None, Label] = {
         ("sampler", "sampling", "the sampler"),
     )
 }
+ROTARY = _PIECE_IN["rotary"]
 NOWHERE = Place(None, ())
 
 

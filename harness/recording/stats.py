@@ -22,6 +22,7 @@ LEAST_ROUNDS = 3
 LEAST_ITERATIONS = 8  # for a drift; and the median of fewer has no interval of 99 %
 LEAST_DRIFT = 0.01  # of the median over a round: less is no drift worth a word, however sure
 OUTLIER = 3.5
+SLOW = 2  # times the median of the round: a mean over few iterations is no longer that of any of them
 DRIFT_POINTS = 256  # slopes between all pairs: a longer round is first cut into as many pieces
 METRICS = ("latency_ms", "ttft_ms", "itl_ms", "tpot_ms")
 # What each start has of its own, and what is computed anew from the times of all rounds.
@@ -88,13 +89,20 @@ def is_narrow(record: Record, ci_width: float, metric: str = "latency_ms") -> bo
 
 def problems(found: Mapping[str, Any]) -> list[str]:
     """What `statistics` says that a reader should know before he trusts the record."""
-    if found.get("steady") is not False:
-        return []
-    drifts = [one["percent"] for one in found["drift"]]
-    return [
-        f"latency drifts within a round, by up to {max(drifts, key=abs):+.1f} %: not in its steady state; "
-        "try more --warmup-iterations, or a quieter machine"
-    ]
+    said = []
+    if found.get("steady") is False:
+        drifts = [one["percent"] for one in found["drift"]]
+        said.append(
+            f"latency drifts within a round, by up to {max(drifts, key=abs):+.1f} %: not in its steady state; "
+            "try more --warmup-iterations, or a quieter machine"
+        )
+    slowest = found.get("outliers", {}).get("slowest")
+    if slowest and slowest["ratio"] > SLOW:
+        said.append(
+            f"iteration {slowest['index'] + 1} took {slowest['ratio']:.1f} times as long as the median of its round, as one "
+            "does that compiles: means hold it, medians do not; try more --warmup-iterations"
+        )
+    return said
 
 
 def estimate(record: Record, metric: str) -> dict[str, Any] | None:
@@ -240,14 +248,16 @@ def _steadiness(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 def _outliers(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Iterations far from the median of their round, by their place in `raw.latency_ns`. Kept in every number."""
-    indices, start = [], 0
+    indices, start, slowest = [], 0, {"index": 0, "ratio": 0.0}
     for values in rounds:
         middle = median(values)
         scale = median(abs(value - middle) for value in values) / 0.6745  # a normal distribution's standard deviation
         indices += [start + i for i, value in enumerate(values) if scale and abs(value - middle) > OUTLIER * scale]
+        place, most = max(enumerate(values, start), key=lambda one: one[1])
+        slowest = max(slowest, {"index": place, "ratio": most / middle}, key=lambda one: one["ratio"])
         start += len(values)
     method = f"more than {OUTLIER} robust standard deviations (MAD / 0.6745) from the round's median; kept"
-    return {"count": len(indices), "indices": indices, "method": method}
+    return {"count": len(indices), "indices": indices, "slowest": slowest, "method": method}
 
 
 def _by_round(record: Record, samples: Sequence[float]) -> list[Sequence[float]]:

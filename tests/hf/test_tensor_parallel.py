@@ -44,7 +44,7 @@ pieces.close()  # the rest of it is not asked for
 torch.testing.assert_close(torch.tensor(list(two.score(PROMPTS))), torch.tensor(list(one.score(PROMPTS))), rtol=0, atol=1e-5)
 for ours, whole in zip(two.generate(PROMPTS, 8).responses, one.generate(PROMPTS, 8).responses):
     assert ours.token_ids == whole.token_ids and list(ours.token_ns) == sorted(ours.token_ns)
-assert set(WITH_TP) == two.facts()["rungs_in_force"].keys()
+assert set(WITH_TP) - {{"cuda_graphs"}} == two.facts()["rungs_in_force"].keys()  # on a CPU
 sampling = Sampling(8, temperature=0.0)
 assert two.sample(PROMPTS[:1], sampling) == one.sample(PROMPTS[:1], sampling)
 print("agree", flush=True)
@@ -120,7 +120,7 @@ def test_random_weights_are_those_of_one_process_and_nobody_waits_for_a_dead_ran
 @pytest.mark.parametrize(
     ("setup", "words"),
     [
-        ({"rungs": "sdpa+fused_projections"}, "only sdpa, grouped_experts, static_cache hold, not fused_projections"),
+        ({"rungs": "sdpa+fused_projections"}, "only sdpa, grouped_experts, static_cache, cuda_graphs hold, not fused_projections"),
         ({"tp": 4}, "does not divide num_key_value_heads = 2"),
     ],
 )

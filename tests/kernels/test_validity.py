@@ -6,6 +6,7 @@ import pytest
 from byhand import LABELS, decode_steps, known_as, made
 
 from harness.kernels.agreement import FAILED, NOT_CHECKED, OK, WARNING, kernels_agree
+from harness.kernels.labelling import ROTARY
 from harness.kernels.ledger import WHOLE, ledgers
 from harness.kernels.validity import Given, check
 from harness.traces.trace import Step
@@ -119,6 +120,29 @@ def test_calls_that_are_no_multiple_of_the_layers_fail_and_light_kernels_do_not_
     twice += [(name, start + 40_000, duration, step) for name, start, duration, step in twice]
     found = statuses(*twice, *light, steps=steps, given=Given(layers=2))["calls per layer"]
     assert found[0] == OK and "attention 2 per decode step" in found[1]
+
+
+def test_experts_that_run_one_by_one_are_not_counted_but_attention_is():
+    loop = [("gemm", i * 100 + at, 1, i) for i in range(3) for at in range(11 + i)]
+    attention = [("attn", i * 100 + 40 + at * 10, 5, i) for i in range(3) for at in range(2)]
+    router = [("gate", i * 100 + 80 + at, 1, i) for i in range(3) for at in range(7)]
+    steps, given = decode_steps(3), Given(layers=2)
+    status, reason = statuses(*loop, *attention, *router, steps=steps, given=given)["calls per layer"]
+    assert status == OK and "attention 2 per decode step" in reason and "one by one in decode" in reason
+    assert statuses(*loop, attention[0], *router, steps=steps, given=given)["calls per layer"][0] == FAILED
+    assert statuses(*loop, *router, steps=steps, given=given)["calls per layer"][0] == NOT_CHECKED
+
+
+def test_a_rotation_made_once_for_all_layers_is_no_call_of_a_layer():
+    LABELS["turn"] = ROTARY
+    ops = [
+        op
+        for i in range(3)
+        for at in (20, 60)
+        for op in (("gemm", i * 100 + at, 9, i), ("attn", i * 100 + at + 10, 9, i))
+    ]
+    turn = [("turn", i * 100, 15, i) for i in range(3)]
+    assert statuses(*turn, *ops, steps=decode_steps(3), given=Given(layers=2))["calls per layer"][0] == OK
 
 
 @pytest.mark.parametrize(("step_ms", "status"), [(0.0001, OK), (0.000092, OK), (0.00002, FAILED), (0.0002, WARNING)])

@@ -124,7 +124,7 @@ LADDER = (
     Rung("prefix_cache", "a prefix that prompts share is computed once", needs=_FIXED, problem=_anywhere),
 )
 NAMES = tuple(rung.name for rung in LADDER)
-WITH_TP = ("sdpa", "grouped_experts", "static_cache")  # those that hold on a model that is cut over GPUs
+WITH_TP = ("sdpa", "grouped_experts", "static_cache", "cuda_graphs")  # those that hold on a model that is cut over GPUs
 
 
 @dataclass(frozen=True)
