@@ -1,4 +1,5 @@
-"""What only the order of kernels on a stream can say: the router's GEMM, nameless experts, the pieces of a norm."""
+"""What only the order of kernels on a stream can say: the router's GEMM, nameless experts, the pieces of a norm and of
+attention."""
 
 from __future__ import annotations
 
@@ -11,13 +12,17 @@ from polars import col
 from harness.kernels.taxonomy import Label, function_of, spelled_alike, words_of
 
 # What an operation can be part of. The pieces of PyTorch come last.
-GEMM, BATCHED, SPLIT, ROUTER, EXPERT, CHOICE, END, UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(1, 16)
+GEMM, BATCHED, SPLIT, ROUTER, EXPERT, CHOICE, ATTENTION, END = range(1, 9)  # a core; up to EXPERT a product
+UNKNOWN, PIECE, POW, MEAN, ADD, RSQRT, MUL, COPY = range(9, 17)
 
 ROW = {"row": polars.UInt32, "role": polars.UInt8, "label": polars.UInt16}
+WINDOW = [CHOICE, ATTENTION, END]  # what begins another
 AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermediate columns
 
 _CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|router\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
 _NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
+_LARGEST = re.compile(r"\bamax\b")  # what FP8 inputs are scaled by: fused into a norm, it runs among the experts, too
+_PREPARES = re.compile(r"\b(prepare|slot mapping|metadata)\b")  # a whole step's attention, before its first layer
 _SMALL = re.compile(r"at::|at_cuda|cub::|softmax_warp|^triton_(poi|per|red)_")  # parts of anything
 _SPLIT = re.compile(r"split ?k ?reduce|\breduce 1 ?block\b")
 _PIECES = (
@@ -42,8 +47,10 @@ def role_of(name: str, label: Label, batched: bool) -> int:
     if label.category == "routing_permute" or (loose and label.category == "sampling"):
         if _CHOICE.search(function) and not _NOT_A_CHOICE.search(function):
             return CHOICE
-    if label.category in ("norm", "attention") and label.confidence != "low":
-        return END
+    if label.category == "norm" and label.confidence != "low":
+        return 0 if _LARGEST.search(function) else END
+    if label.category == "attention" and label.confidence != "low":
+        return 0 if _PREPARES.search(function) else ATTENTION
     if label.found_by == "none":
         return UNKNOWN
     if not loose or label.found_by != "name" or not _SMALL.search(spelled):
@@ -58,11 +65,12 @@ def by_position(ops: polars.DataFrame, labels: dict[Label, int]) -> polars.DataF
     ops: columns device, stream, label and role, ordered by start within a device. What a module said stays.
     """
     present = set(ops["role"].unique())
-    if not ((CHOICE in present and present & {GEMM, BATCHED, EXPERT}) or {RSQRT, MEAN, POW} <= present):
+    has_experts = CHOICE in present and present & {GEMM, BATCHED, EXPERT}
+    if not (has_experts or {RSQRT, MEAN, POW} <= present or ATTENTION in present):
         return ops
     found = [polars.DataFrame(schema={"row": polars.UInt32, "new": polars.UInt16})]
     for rows in _pieces(ops):
-        for step in (_norms, _experts):
+        for step in (_norms, _experts, _attention):
             rows = step(rows, labels)
         found.append(rows.filter(col("new").is_not_null() & col("row").is_not_null()).select("row", "new"))
     new = polars.concat(found)
@@ -131,8 +139,8 @@ def _experts(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFra
     rows = rows.with_columns(choice=(role == CHOICE) & (col("beyond") <= EXPERT).fill_null(False))
     rows = rows.with_columns(
         leads=polars.when(col("core").is_not_null()).then(col("choice")).shift(-1).backward_fill().fill_null(False),
-        follows=polars.when(role.is_in([CHOICE, END])).then(col("choice")).forward_fill().fill_null(False),
-        window=role.is_in([CHOICE, END]).cum_sum(),
+        follows=polars.when(role.is_in(WINDOW)).then(col("choice")).forward_fill().fill_null(False),
+        window=role.is_in(WINDOW).cum_sum(),
     )
     rows = rows.with_columns(router=col("leads") & role.is_in([GEMM, BATCHED, SPLIT, ROUTER]))
     ahead = polars.when(col("core").is_not_null()).then(col("router")).shift(-1).backward_fill().fill_null(False)
@@ -174,6 +182,17 @@ def _experts(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFra
         index = _index(labels, category, confidence, reason)
         new = polars.when(where.fill_null(False)).then(index).otherwise(new)
     return rows.with_columns(new=new)
+
+
+def _attention(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:
+    """Pieces between attention and the product or norm on either side of it: as where modules say so, attention's own.
+    With a graph replayed no module does."""
+    is_core, is_piece = col("role") <= END, col("role") >= PIECE
+    core = polars.when(is_core).then("role")
+    before, after = core.shift(1).forward_fill(), core.shift(-1).backward_fill()
+    own = is_piece & col("new").is_null() & ((after == ATTENTION) | (before == ATTENTION) & (after <= EXPERT))
+    index = _index(labels, "attention", "low", "PyTorch's, right beside attention: rotary embedding, the cache")
+    return rows.with_columns(new=polars.when(own.fill_null(False)).then(index).otherwise("new"))
 
 
 def _index(labels: dict[Label, int], category: str, confidence: str, reason: str) -> polars.Expr:

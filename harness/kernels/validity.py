@@ -17,6 +17,7 @@ from harness.traces.trace import HOST, PHASES, Trace
 
 if TYPE_CHECKING:
     from harness.kernels.labelling import Labelled
+    from harness.kernels.taxonomy import Label
 
 UNCLASSIFIED_SHARE = 0.05  # of summed time; more is a warning
 UNATTRIBUTED_SHARE = 0.2
@@ -27,6 +28,7 @@ FILLED = COPIED = 0.2  # of summed time; no step of an engine spends as much on 
 TRIED_OUT = 20  # distinct GEMMs called hardly ever
 EXPERTS, ATTENTION = ("expert_gemm",), ("attention",)
 PER_LAYER = (EXPERTS, ATTENTION, ("gate_gemm", "routing_permute"))
+DEEP = 16  # layers; a sampler has fewer kernels
 ONE_BY_ONE = 4  # expert GEMMs of a layer; more are a loop over experts, which is as long as tokens chose
 GEMMS = ("expert_gemm", "dense_gemm", "gate_gemm")
 
@@ -59,6 +61,7 @@ def check(trace: Trace, labelled: Labelled, ledger: Ledger, phases: list[Ledger]
         _attributed(trace, labelled, ledger),
         *_alike(phases),
         _layers(trace, labelled, ledger, given.layers),
+        _sampling(trace, labelled, ledger, given.layers),
         *_inflation(phases, given),
         kernels_agree(
             [(one.category, one.name, one.sum) for one in ledger.kernels], given.precision, given.compute_mode
@@ -185,12 +188,19 @@ def _layers(trace: Trace, labelled: Labelled, ledger: Ledger, layers: int | None
     return Check(name, OK, f"multiples of {layers} layers: {'; '.join([*right, *filter(None, [loop])])}")
 
 
+def _sampling(trace: Trace, labelled: Labelled, ledger: Ledger, layers: int | None) -> Check:
+    name = "sampling once a step"
+    if layers is None or layers < DEEP or ledger.device == HOST:
+        return Check(name, NOT_CHECKED, f"{DEEP} layers or more tell a sampler from a choice of experts on a GPU")
+    for phase, calls in _calls(trace, labelled, ledger.device, ("sampling",)):
+        if max(calls) >= layers:
+            said = f"{max(calls)} kernels in a {phase} step of {layers} layers: experts are chosen by them"
+            return Check(name, FAILED, said)
+    return Check(name, OK, f"fewer kernels in a step than its {layers} layers")
+
+
 def _calls(trace: Trace, labelled: Labelled, device: int, categories: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
-    labels = [
-        index
-        for index, label in enumerate(labelled.labels)
-        if category_of(label) in categories and label != ROTARY  # some models turn for all layers at once
-    ]
+    labels = [i for i, one in enumerate(labelled.labels) if category_of(one) in categories and not _is_loose(one)]
     own = labelled.ops.lazy().filter((pl.col("device") == device) & pl.col("step").is_not_null())
     own = own.filter(pl.col("label").is_in(labels)).group_by("step", "name")
     sums = own.agg(pl.col("duration").sum(), pl.col("count").cast(pl.Int64).sum()).collect()
@@ -203,6 +213,11 @@ def _calls(trace: Trace, labelled: Labelled, device: int, categories: Iterable[s
         counts = found.group_by("step").agg(pl.col("count").sum())["count"].to_list()
         if counts:
             yield phase, counts
+
+
+def _is_loose(label: Label) -> bool:
+    """A piece around attention, or a rotation, which some models make once for all layers."""
+    return label == ROTARY or (label.category == "attention" and label.confidence == "low")
 
 
 def _inflation(phases: list[Ledger], given: Given) -> Iterator[Check]:

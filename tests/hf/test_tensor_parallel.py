@@ -120,7 +120,10 @@ def test_random_weights_are_those_of_one_process_and_nobody_waits_for_a_dead_ran
 @pytest.mark.parametrize(
     ("setup", "words"),
     [
-        ({"rungs": "sdpa+fused_projections"}, "only sdpa, grouped_experts, static_cache, cuda_graphs hold, not fused_projections"),
+        (
+            {"rungs": "sdpa+fused_projections"},
+            "only sdpa, grouped_experts, static_cache, cuda_graphs hold, not fused_projections",
+        ),
         ({"tp": 4}, "does not divide num_key_value_heads = 2"),
     ],
 )

@@ -245,6 +245,26 @@ def test_a_norm_in_pieces_is_a_norm():
     assert categories(MEAN, RSQRT, POW, ADD) == ["other"] * 4
 
 
+def test_a_norm_fused_with_what_fp8_is_scaled_by_does_not_part_experts_from_their_choice():
+    # kernels of a prefill layer that inductor compiled, in its order; in FP8 the tokens' largest value is found in two
+    norm = "triton_red_fused__to_copy__unsafe_view_abs_add_amax_mean_mul_pow_rsqrt_view_3"
+    largest = "triton_per_fused__to_copy__unsafe_view_abs_add_amax_mean_mul_pow_rsqrt_view_5"
+    softmax, small = "triton_per_fused__softmax__to_copy_prepare_softmax_online_4", "triton_poi_fused__to_copy_6"
+    layer = (GEMM, ATTENTION, GEMM, norm, GEMM, softmax, GATHER_TOPK, largest, small, EXPERT, EXPERT)
+    once = ["dense_gemm", "attention", "dense_gemm", "norm", "gate_gemm", "routing_permute", "routing_permute", "norm"]
+    assert categories(*layer * 2) == [*once, "routing_permute", "expert_gemm", "expert_gemm"] * 2
+
+
+def test_pieces_beside_attention_are_its_own_and_what_prepares_a_step_has_none():
+    add = "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>>"
+    prepared = (COPY, "_compute_slot_mapping_kernel", add, NORM, GEMM)
+    assert categories(*prepared, MUL, add, ATTENTION, COPY, GEMM, add, NORM, GEMM) == [
+        *("other", "attention", "other", "norm", "dense_gemm", "attention", "attention", "attention", "attention"),
+        *("dense_gemm", "other", "norm", "dense_gemm"),
+    ]
+    assert categories((GEMM, None, 7), (COPY, None, 8), (ATTENTION, None, 7))[1] == "other"
+
+
 def test_what_a_module_says_is_not_overruled_by_position():
     scope = "Qwen3MoeAttention_3 > Linear_1"
     assert found(NORM, (GEMM, scope), TOPK, EXPERT)[1] == ("dense_gemm", "module")
@@ -275,12 +295,15 @@ def test_vllm_under_cuda_graphs_48_layers_one_prefill_three_steps():
     calls = calls_and_names("vllm0.24_qwen3-30b-a3b_bf16_h200.kineto.json.gz")
     assert len(calls["gate_gemm"]) == 48 * 4  # one router a layer and step, though no name says so
     assert len(calls["expert_gemm"]) == 2 * 48 * 4 and set(calls["expert_gemm"]) == {"fused_moe_kernel"}
+    # the norms and the rotation of queries and keys, which inductor gives no names
+    assert sum(name.startswith("triton_") for name in calls["attention"]) == 2 * 48 * 4
 
 
 def test_transformers_without_names_for_its_experts_48_layers_three_steps():
     calls = calls_and_names("hf5.17_qwen3-30b-a3b_bf16_eager_h200.kineto.json.gz")
     assert len(calls["gate_gemm"]) == 48 * 3 and len(calls["expert_gemm"]) == 2 * 48 * 3
     assert sum("rsqrt" in name for name in calls["norm"]) == (4 * 48 + 1) * 3
+    assert len(calls["attention"]) == (2 * (5 + 1) * 48) * 3 + 240  # rotated and added to the cache, queries and keys
 
 
 def test_gpt_oss_on_b200_as_its_modules_say():

@@ -46,6 +46,7 @@ def test_what_could_not_be_looked_at_is_not_called_ok():
         "no graph capture",
         "attributed",
         "calls per layer",
+        "sampling once a step",
         "profiled prefill step like an unprofiled one",
         "profiled decode step like an unprofiled one",
         "kernels agree with the precision",
@@ -131,6 +132,19 @@ def test_experts_that_run_one_by_one_are_not_counted_but_attention_is():
     assert status == OK and "attention 2 per decode step" in reason and "one by one in decode" in reason
     assert statuses(*loop, attention[0], *router, steps=steps, given=given)["calls per layer"][0] == FAILED
     assert statuses(*loop, *router, steps=steps, given=given)["calls per layer"][0] == NOT_CHECKED
+
+
+def test_a_sampler_in_every_layer_is_a_choice_of_experts_that_was_not_recognised():
+    LABELS["topk"] = known_as("sampling")
+    ops = [
+        (name, i * 40 + at, 9)
+        for i in range(16)
+        for at, name in ((0, "gemm"), (10, "attn"), (20, "gate"), (30, "topk"))
+    ]
+    ops = [(*op, 0) for op in ops]
+    status, reason = statuses(*ops, steps=decode_steps(1), given=Given(layers=16))["sampling once a step"]
+    assert status == FAILED and "16 kernels in a decode step" in reason
+    assert statuses(*ops[:-1], steps=decode_steps(1), given=Given(layers=16))["sampling once a step"][0] == OK
 
 
 def test_a_rotation_made_once_for_all_layers_is_no_call_of_a_layer():
