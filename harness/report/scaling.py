@@ -54,19 +54,31 @@ def _share(record: Record) -> bool:
 
 
 def _choice(label: str, lines: Sequence[Sequence[Record]], left: int) -> charts.Chart:
-    values = [value for line in lines for value in _values(line)]
+    names = [_name(line[0], lines) for line in lines]
+    values = [value for line, name in zip(lines, names) for value in _values(line, name)]
     notes = [f"{left} cells are on no line: they differ in more than their ranks"] if left else []
     return charts.choice(label, [_view(values)], notes)
 
 
-def _values(line: Sequence[Record]) -> Iterator[dict[str, Any]]:
+def _name(first: Record, lines: Sequence[Sequence[Record]]) -> str:
+    """Engine and precision, and where several lines have those, what tells this one."""
+    name = charts.point(first, False)["name"]
+    if sum(charts.point(other[0], False)["name"] == name for other in lines) == 1:
+        return name
+    asked = [first["requested"].get(what) for what in ("moe_backend", "rungs")]
+    told = [value for value in asked if value not in (None, "auto", "default")]
+    return " ".join([name, *told, *(["experts spread"] if _share(first) else [])])
+
+
+def _values(line: Sequence[Record], name: str) -> Iterator[dict[str, Any]]:
     first = line[0]
     start, rate = first["requested"]["tp"], first["output_tokens_per_sec"]
     for record in line:
         tp, speed = record["requested"]["tp"], record["output_tokens_per_sec"]
         yield {
             **charts.point(record, False),
-            "series": f"{record['engine']} {record['precision']} {record['config']}" if _share(record) else "",
+            "name": name,
+            "end": name if record is line[-1] else "",
             "tp": tp,
             "speed": speed,
             "ideal": rate * tp / start,
@@ -94,8 +106,8 @@ def _view(values: Sequence[dict[str, Any]]) -> charts.View:
     tips = charts.tooltip(
         name="configuration", tp="tp", said="output", efficiency="efficiency", communication="communication"
     )
-    colour, detail = charts.colour(values), [{"field": "engine"}, {"field": "series"}]
-    shape = charts.shape(values)
+    colour, detail, shape = charts.colour(values), [{"field": "name"}], charts.shape(values)
+    text = {"type": "text", "align": "right", "dx": -8, "dy": -9, "fontSize": 11}
     ideal = {"x": x, "y": {**y, "field": "ideal"}, "color": colour, "detail": detail}
     layers = [
         {"mark": {"type": "line", "strokeDash": [2, 4], "strokeWidth": 1, "opacity": 0.7}, "encoding": ideal},
@@ -104,5 +116,6 @@ def _view(values: Sequence[dict[str, Any]]) -> charts.View:
             "mark": {"type": "point", "filled": True, "size": 80},
             "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tips},
         },
+        {"mark": text, "encoding": {"x": x, "y": y, "text": {"field": "end"}}},
     ]
     return charts.view("Dotted: perfect scaling from the smallest number of ranks", 300, values, layers)

@@ -13,7 +13,7 @@ from harness.errors import UsageError
 from harness.judging.compare import compare
 from harness.judging.table import ranking
 from harness.recording.metrics import percentile
-from harness.report import distributions
+from harness.report import distributions, scaling
 from harness.report.read import read
 
 H200 = Path(__file__).parents[2] / "docs/h200"
@@ -131,6 +131,16 @@ def test_a_line_of_scaling_joins_cells_that_differ_in_their_ranks_only(keep):
     values = choice["views"][0]["values"]
     assert [(value["tp"], value["efficiency"][:5]) for value in values] == [(tp, "100 %") for tp in (1, 2, 4)]
     assert choice["notes"] == ["1 cells are on no line: they differ in more than their ranks"]
+
+
+def test_lines_of_scaling_with_other_rungs_are_other_lines_and_say_which():
+    eager, graphs = ([scaled(1 / tp / speed, tp=tp) for tp in (1, 2)] for speed in (1, 4))
+    found = scaling.rows([*eager, *(with_rungs(one, "sdpa+cuda_graphs") for one in graphs)])
+    assert [(one["name"], one["tp"], one["efficiency"][:5]) for one in found] == [
+        *[("swift fp8", tp, "100 %") for tp in "12"],
+        *[("swift fp8 sdpa+cuda_graphs", tp, "100 %") for tp in "12"],
+    ]
+    assert {one["name"] for one in scaling.rows(eager)} == {"swift fp8"}
 
 
 def test_the_kernel_ledger_adds_up_to_the_step_and_the_waterfall_to_the_difference():
