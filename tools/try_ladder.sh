@@ -15,7 +15,7 @@ ladder() {  # NAME SECONDS BATCHES ENGINE OPTION...
   step "$1" "$2" python3 -m harness ladder "${SHAPE[@]}" --precision bf16,fp8 --quick --output-len 16 --resume \
        --output-dir "$OUT/$1" --batch-size "$3" --engine "${@:4}"
 }
-WITH_TP=sdpa+grouped_experts+static_cache
+WITH_TP=sdpa+grouped_experts+static_cache+cuda_graphs
 tensor_parallel() {  # ENGINE TP RUNGS
   step "tp-$1-$2" 400 python3 -m harness run --engine "$1" --tp "$2" --rungs "$3" "${SHAPE[@]}" --precision bf16 \
        --workload perf --batch-size 1,16 --input-len 512 --output-len 32 --num-iterations 3 --warmup-iterations 1 \
@@ -31,7 +31,7 @@ for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one eager prefill is 60,000 kernels
   single) ladder single 1200 1 hf --without compiled_scoring,tf32,numa --steps single ;;
   vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
-  tp)     tensor_parallel vllm 2 cuda_graphs; tensor_parallel hf 1 "$WITH_TP"; tensor_parallel hf 2 "$WITH_TP" ;;
+  tp)     for tp in 1 2; do tensor_parallel hf $tp "$WITH_TP"; tensor_parallel vllm $tp compile+cuda_graphs; done ;;
   *)      echo "no part $part" ;;
 esac; done
 find "$OUT" -size +20M -delete   # traces; their analyses stay
