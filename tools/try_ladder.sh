@@ -28,7 +28,7 @@ for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
           step gptoss 300 python3 benchmarks/fused.py --model gpt-oss-20b ;;
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
   hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
-  ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one eager prefill is 60,000 kernels
+  ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one plain prefill holds 30,000 kernels
   single) ladder single 1200 1 hf --without compiled_scoring,tf32,numa --steps single ;;
   vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
   tp)     for tp in 1 2; do tensor_parallel hf $tp "$WITH_TP"; tensor_parallel vllm $tp compile+cuda_graphs; done ;;

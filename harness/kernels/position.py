@@ -21,7 +21,6 @@ AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermedi
 
 _CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|router\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
 _NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
-_LARGEST = re.compile(r"\bamax\b")  # what FP8 inputs are scaled by: fused into a norm, it runs among the experts, too
 _PREPARES = re.compile(r"\b(prepare|slot mapping|metadata)\b")  # a whole step's attention, before its first layer
 _SMALL = re.compile(r"at::|at_cuda|cub::|softmax_warp|^triton_(poi|per|red)_")  # parts of anything
 _SPLIT = re.compile(r"split ?k ?reduce|\breduce 1 ?block\b")
@@ -47,10 +46,8 @@ def role_of(name: str, label: Label, batched: bool) -> int:
     if label.category == "routing_permute" or (loose and label.category == "sampling"):
         if _CHOICE.search(function) and not _NOT_A_CHOICE.search(function):
             return CHOICE
-    if label.category == "norm" and label.confidence != "low":
-        return 0 if _LARGEST.search(function) else END
-    if label.category == "attention" and label.confidence != "low":
-        return 0 if _PREPARES.search(function) else ATTENTION
+    if label.category in ("norm", "attention") and label.confidence != "low":
+        return END if label.category == "norm" else 0 if _PREPARES.search(function) else ATTENTION
     if label.found_by == "none":
         return UNKNOWN
     if not loose or label.found_by != "name" or not _SMALL.search(spelled):
@@ -127,8 +124,12 @@ def _norms(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame
 
 
 def _experts(rows: polars.DataFrame, labels: dict[Label, int]) -> polars.DataFrame:
-    """What lies around a choice of experts: before it the router's GEMM, after it, until a norm or attention, theirs."""
+    """What lies around a choice of experts: before it the router's GEMM, after it, until a norm or attention, theirs. A
+    norm between a choice and experts that have a name ends nothing: what scales their FP8 inputs was fused with it."""
     role = col("role")
+    core = polars.when(role < END).then(role)
+    among = (core.shift(1).forward_fill() == CHOICE) & (core.shift(-1).backward_fill() == EXPERT) & (role == END)
+    rows = rows.with_columns(role=polars.when(among.fill_null(False)).then(polars.lit(0, ROW["role"])).otherwise(role))
     rows = rows.with_columns(core=polars.when(role <= END).then(role))
     rows = rows.with_columns(
         before=col("core").shift(1).forward_fill(),
