@@ -88,10 +88,12 @@ def test_a_failing_engine_costs_only_the_cells_it_failed_in(harness, sin, lost, 
         "raise:close",
         "segfault:close",
         "exit:close",
+        "hang:close",
+        "stuck:close",
     ],
 )
 def test_an_odd_but_right_engine_costs_nothing(harness, sin):
-    done = harness.measure(*CELLS, sin=sin)
+    done = harness.measure(*CELLS, *(["--timeout", 3] if sin in ("hang:close", "stuck:close") else []), sin=sin)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert statuses(harness) == expected("ok")
     assert harness.processes() == {}

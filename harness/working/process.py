@@ -26,6 +26,7 @@ from harness.working.telemetry import sampling
 
 TICK_S = 0.2
 STOP_S = 10.0  # for the supervisor to kill what is left
+CLOSE_S = 60.0  # for an engine to close, after the worker's last word
 PROFILER_END_S = 600.0  # for a profiler to write down what it saw, after the worker's last word
 MEMORY_BACK_S = 30.0
 MEMORY_SLACK = 256 << 20  # bytes; another process may take a little meanwhile
@@ -72,6 +73,7 @@ class _Worker:
         self.load, self.timeout, self.log, self.control = job.load, job.timeout, job.log, control
         self._gpus = env.get("CUDA_VISIBLE_DEVICES")
         self._end_s = PROFILER_END_S if what else STOP_S / 2
+        self._close_s = PROFILER_END_S if what else min(CLOSE_S, job.timeout)
         self.facts: dict[str, Any] = {}
         self.weights: str | None = None
         self.load_seconds: float | None = None
@@ -160,7 +162,7 @@ class _Worker:
                 for line in lines:
                     yield json.loads(line)
             elif chunk == b"" or has_ended and not ready:
-                status = self._exit_status()
+                status = self._exit_status(self._end_s)
                 kills = failures.oom_kill_count() - self._oom_kills
                 self.failure = failures.of_exit(status, self.log_tail(), kills)
                 return
@@ -172,19 +174,22 @@ class _Worker:
     def log_tail(self) -> str:
         return failures.tail(self.log, self._log_start)
 
-    def _exit_status(self) -> int:
-        """Of a worker that closed its channel; one that lives on without it is killed."""
-        try:
-            return self._process.wait(timeout=self._end_s)
-        except subprocess.TimeoutExpired:
+    def _exit_status(self, seconds: float) -> int:
+        """Of a worker that should end by itself now; one that does not, or that the user stops, is killed."""
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < deadline and not self.control.stop.is_set():
+            time.sleep(TICK_S / 10)
+        if self._process.poll() is None:
             self._process.stdin.close()  # the supervisor's sign
-            return self._process.wait()
+        return self._process.wait()
 
     def stop(self) -> None:
         """Ends the worker and whatever it started, and waits until its GPU memory is back."""
         self._sampling.close()
         if self._done:
-            self._exit_status()  # a clean end writes its last words; then whatever it left running is killed
+            self._exit_status(
+                self._close_s
+            )  # engines write their last words; then whatever they left running is killed
         self._process.stdin.close()
         try:
             self._process.wait(STOP_S)

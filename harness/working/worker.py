@@ -68,8 +68,8 @@ def work(channel: Channel, line: str, do: Do) -> int:
             do(channel, registry, load, index, cell, session)
     except BaseException as error:
         return _fail(channel, error, while_loading=False)
+    channel.send("done")  # an engine that hangs from here on costs a wait, and no cell
     session.close()
-    channel.send("done")
     return 0
 
 

@@ -109,6 +109,11 @@ def test_a_rank_that_dies_while_it_loads_ends_the_load(harness, cut, wait_until)
     )
 
 
+def test_a_run_on_two_ranks_ends_by_itself_and_leaves_nobody(harness, cut):
+    assert cut("--tp", 2, "--workload", "perf", "--num-iterations", 2).wait(60) == 0
+    assert [record["status"] for record in harness.records()] == ["ok"] and not harness.processes()
+
+
 def test_random_weights_are_those_of_one_process_and_nobody_waits_for_a_dead_rank(with_accelerate):
     environment = {**os.environ, "PYTHONPATH": with_accelerate}
     command = [sys.executable, "-c", RANDOM]
