@@ -97,6 +97,15 @@ def test_what_is_off_in_a_ladder_is_named_also_where_no_cell_of_this_precision_m
     assert fp8.setup.rungs == "grouped_experts+fp8"
 
 
+def test_rungs_that_do_not_hold_on_a_cut_model_are_off_in_its_ladder_with_the_reason(tmp_path):
+    two = Device("cuda", "NVIDIA H200", 2, 150 << 30, sm=90)
+    options = Options(("hf",), ("tinymoe",), ("bf16",), ("perf",), tp=(2,), output_dir=tmp_path, device=two)
+    plan, _ = plan_of(options, Asked(kinds=("cumulative",)), print)
+    last = [cell.setup.rungs for cell in plan.cells if not cell.skip and cell.workload == "perf"][-2:]
+    assert last == ["sdpa+grouped_experts+static_cache+cuda_graphs", "default"]
+    assert "rung compile: does not hold with --tp 2" in [cell.skip for cell in plan.cells]
+
+
 def test_bf16_and_fp8_in_its_own_arithmetic_are_planned_by_one_command_and_compared():
     h200 = Device("cuda", "NVIDIA H200", 1, 150 << 30, sm=90)
     rungs = ("grouped_experts+fp8+sdpa", "sdpa+grouped_experts")
