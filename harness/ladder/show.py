@@ -52,6 +52,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
     noise = next((row.baseline.noise for row in rows if row.baseline and row.baseline.noise), "")
     lines += [f"noise in the intervals: {noise}"] if noise else []
+    lines += _once(f"noise of {title(row)}: {row.perf['noise'][0]}" for row in rows if row.perf.get("noise"))
     lines += _once(f"perplexity: {_windows(row.ppl)}" for row in rows if row.ppl and row.ppl.get("perplexity"))
     if any(row.changes_output for row in rows if row.kind != OFF):
         lines.append("*: changes the output beyond the order of sums, and so of every step above it")

@@ -107,6 +107,15 @@ def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_s
     assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
 
 
+def test_noise_is_said_of_the_step_that_had_it(records):
+    noisy = {**record("a+b+d", 0.2), "noise": ["iteration 2 took 2.4 times as long", "and more"]}
+    page = io.StringIO()
+    print_ladder([*records, noisy], page)
+    assert [line for line in page.getvalue().splitlines() if line.startswith("noise of")] == [
+        "noise of + d: iteration 2 took 2.4 times as long"
+    ]
+
+
 def test_a_perplexity_says_of_how_many_windows_it_is_and_of_what_it_says_nothing():
     hf = {"engine": "hf", "precision": "bf16"}
     records = [record(rungs, 1.0, **hf) for rungs in ("none", "static_cache", "static_cache+fp8_kv")]
