@@ -21,6 +21,7 @@ AT_ONCE = 1_000_000  # operations looked at together: each has a dozen intermedi
 
 _CHOICE = re.compile(r"\b(topk\w*|gating\w*|routing\w*|router\w*|moe (softmax|sigmoid)|fused gate|gate select)\b")
 _NOT_A_CHOICE = re.compile(r"\b(finalize|sum|align|permute|memset|backward)\b")
+_GATHERED = re.compile(r"\bindex\b")
 _PREPARES = re.compile(r"\b(prepare|slot mapping|metadata)\b")  # a whole step's attention, before its first layer
 _SMALL = re.compile(r"at::|at_cuda|cub::|softmax_warp|^triton_(poi|per|red)_")  # parts of anything
 _SPLIT = re.compile(r"split ?k ?reduce|\breduce 1 ?block\b")
@@ -53,6 +54,8 @@ def role_of(name: str, label: Label, batched: bool) -> int:
     if not loose or label.found_by != "name" or not _SMALL.search(spelled):
         return 0
     words = words_of(spelled)
+    if _GATHERED.search(words):  # and added up: a token's experts, whose sum is no residual
+        return PIECE
     return next((role for role, pattern in _PIECES if pattern.search(words)), PIECE)
 
 

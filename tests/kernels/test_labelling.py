@@ -250,9 +250,11 @@ def test_a_norm_fused_with_what_fp8_is_scaled_by_does_not_part_experts_from_thei
     norm = "triton_red_fused__to_copy__unsafe_view_abs_add_amax_mean_mul_pow_rsqrt_view_3"
     largest = "triton_per_fused__to_copy__unsafe_view_abs_add_amax_mean_mul_pow_rsqrt_view_5"
     softmax, small = "triton_per_fused__softmax__to_copy_prepare_softmax_online_4", "triton_poi_fused__to_copy_6"
-    layer = (GEMM, ATTENTION, GEMM, norm, GEMM, softmax, GATHER_TOPK, largest, small, EXPERT, EXPERT)
+    added = "triton_poi_fused__to_copy__unsafe_view_add_div_index_mul_permute_select_unsqueeze_view_17"
+    layer = (GEMM, ATTENTION, GEMM, norm, GEMM, softmax, GATHER_TOPK, largest, small, EXPERT, EXPERT, added)
     once = ["dense_gemm", "attention", "dense_gemm", "norm", "gate_gemm", "routing_permute", "routing_permute", "norm"]
-    assert categories(*layer * 2) == [*once, "routing_permute", "expert_gemm", "expert_gemm"] * 2
+    once += ["routing_permute", "expert_gemm", "expert_gemm", "routing_permute"]
+    assert categories(*layer, NORM, *layer, NORM) == [*once, "norm"] * 2
 
 
 def test_pieces_beside_attention_are_its_own_and_what_prepares_a_step_has_none():
