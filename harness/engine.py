@@ -114,11 +114,13 @@ def applies(engine: EngineSpec, name: str, precision: str) -> bool:
     return all(rung.is_for(precision) for rung in engine.rungs if rung.name in wanted)
 
 
-def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device) -> str | None:
+def rung_problem(engine: EngineSpec, names: Iterable[str], precision: str, device: Device, tp: int = 1) -> str | None:
     """Why these rungs cannot be on here, by the first that cannot; None: they can."""
     asked = set(names)
     for rung in engine.rungs:
         if rung.name in asked:
+            if tp > 1 and engine.rungs_with_tp is not None and rung.name not in engine.rungs_with_tp:
+                return f"rung {rung.name}: does not hold with --tp {tp}"
             try:
                 answer = rung.why_off(precision, device)
             except Exception as error:  # it must not hide the others

@@ -87,9 +87,8 @@ def plan_of(
     """The plan of a ladder, nothing of it started, and the options it goes with. `only`: kinds of steps."""
     options = replace(options, rungs=(NONE,))
     base = make_plan(options, warn)
-    spec = _spec(base, options)
-    without = {**_lost_with_tp(spec, max(options.tp)), **asked.without}
-    chosen = steps(spec, options.precisions, base.ground.device, asked.kinds, without)
+    spec, here = _spec(base, options), base.ground.device
+    chosen = steps(spec, options.precisions, here, asked.kinds, asked.without, max(options.tp))
     chosen = [step for step in chosen if not only or step.kind in only]
     return with_steps(base, _distinct(chosen), Path(options.output_dir) / LOGITS, asked.logits), options
 
@@ -109,14 +108,6 @@ def _trial(options: Options, asked: Asked, warn: Callable[[str], None]) -> tuple
     sets = [set(cell.setup.rung_names or ()) for cell in cells]
     plan.cells[:] = [cell for at, cell in enumerate(cells) if not any(sets[at] <= above for above in sets[at + 1 :])]
     return plan, short
-
-
-def _lost_with_tp(engine: EngineSpec, tp: int) -> dict[str, str]:
-    """Rungs that do not hold on a model that is cut over `tp` GPUs, and why."""
-    if tp == 1 or engine.rungs_with_tp is None:
-        return {}
-    names = (rung.name for rung in engine.rungs)
-    return {name: f"does not hold with --tp {tp}" for name in names if name not in engine.rungs_with_tp}
 
 
 def _spec(plan: Plan, options: Options) -> EngineSpec:

@@ -32,19 +32,25 @@ class Step:
 
 
 def steps(
-    engine: EngineSpec, precisions: Sequence[str], device: Device, kinds: Iterable[str], without: Mapping[str, str]
+    engine: EngineSpec,
+    precisions: Sequence[str],
+    device: Device,
+    kinds: Iterable[str],
+    without: Mapping[str, str],
+    tp: int = 1,
 ) -> list[Step]:
     """Plain eager; every rung that can be on here, one on another; what the engine does by default; each rung alone with
     what it needs; the top at each further precision; and last, as OFF, what cannot be on. A rung that replaces others
     takes their place, and those of them that come after it are not put on top of it. `without`: rungs left out, with
-    all that need them, and why; with the reason "" they are not mentioned. Raises UsageError for names nobody knows,
-    and for an engine without rungs."""
+    all that need them, and why; with the reason "" they are not mentioned. `tp`: ranks that the model is cut over.
+
+    Raises UsageError for names nobody knows, and for an engine without rungs."""
     if not engine.rungs:
         raise UsageError(f"{engine.name} has no rungs; harness list rungs shows the engines that have")
     for name in without:
         check_known(f"rung of {engine.name}", name, [rung.name for rung in engine.rungs])
     first, *more = precisions
-    off = {rung.name: _problem(engine, rung.name, first, device, without) for rung in engine.rungs}
+    off = {rung.name: _problem(engine, rung.name, first, device, without, tp) for rung in engine.rungs}
     names = [name for name, why in off.items() if why is None]
     found = [Step(BASELINE, NONE, NONE, first)]
     if CUMULATIVE in kinds:
@@ -53,7 +59,7 @@ def steps(
     if SINGLE in kinds:
         found += [Step(SINGLE, name, AND.join(with_needs(engine, [name])), first) for name in names]
     for precision in more:
-        can = [r.name for r in engine.rungs if _problem(engine, r.name, precision, device, without) is None]
+        can = [r.name for r in engine.rungs if _problem(engine, r.name, precision, device, without, tp) is None]
         found.append(Step(PRECISION, precision, AND.join(settled(engine, can)) or NONE, precision))
     return [
         *found,
@@ -105,11 +111,13 @@ def _logits_cells(base: Plan, setup: Setup, step: Step, reference: Path, sizes: 
     yield make_cell(base.ground, setup, base.ground.registry.workloads[LOGITS], given, {})
 
 
-def _problem(engine: EngineSpec, name: str, precision: str, device: Device, without: Mapping[str, str]) -> str | None:
+def _problem(
+    engine: EngineSpec, name: str, precision: str, device: Device, without: Mapping[str, str], tp: int
+) -> str | None:
     """Why a rung cannot be on here with all it needs; None: it can. Empty where it was not wanted."""
     wanted = with_needs(engine, [name])
     if name in without:
         return without[name] and f"rung {name}: {without[name]}"
     if missing := [other for other in wanted if other in without]:
         return f"rung {name}: needs {' and '.join(missing)}, left out"
-    return rung_problem(engine, wanted, precision, device)
+    return rung_problem(engine, wanted, precision, device, tp)

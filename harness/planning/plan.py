@@ -256,7 +256,7 @@ def _skip_reason(
     if setup.rungs != DEFAULT:
         if not engine.rungs:
             return f"{engine.name} has no rungs (asked for {setup.rungs})"
-        if problem := rung_problem(engine, setup.rung_names, setup.precision, here):
+        if problem := rung_problem(engine, setup.rung_names, setup.precision, here, setup.tp):
             return problem
     if workload.measures == "accuracy" and setup.weights == "dummy":
         return "dummy weights have no accuracy"

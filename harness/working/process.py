@@ -187,9 +187,8 @@ class _Worker:
         """Ends the worker and whatever it started, and waits until its GPU memory is back."""
         self._sampling.close()
         if self._done:
-            self._exit_status(
-                self._close_s
-            )  # engines write their last words; then whatever they left running is killed
+            # Engines close and write their last words; then whatever they left running is killed.
+            self._exit_status(self._close_s)
         self._process.stdin.close()
         try:
             self._process.wait(STOP_S)

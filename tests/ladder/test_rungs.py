@@ -145,6 +145,9 @@ def test_a_rung_nobody_knows_is_refused_with_the_nearest_name():
 def test_why_a_rung_cannot_be_on_is_told_by_its_first_that_cannot():
     assert rung_problem(ENGINE, ["cache", "graphs"], "bf16", CPU) == "rung graphs: no GPU"
     assert rung_problem(ENGINE, ["cache", "graphs"], "bf16", GPU) is None
+    cut = replace(ENGINE, rungs_with_tp=("cache",))
+    assert rung_problem(cut, ["cache", "graphs"], "bf16", GPU, 2) == "rung graphs: does not hold with --tp 2"
+    assert rung_problem(cut, ["cache", "graphs"], "bf16", GPU) is rung_problem(cut, ["cache"], "bf16", GPU, 2) is None
     assert "could not say: ZeroDivisionError" in rung_problem(ENGINE, ["odd"], "bf16", GPU)
 
 
