@@ -4,7 +4,7 @@
 # .venv-vllm/bin/python:
 #   bash tools/try_ladder.sh CONFIG_FOLDER OUT      # CONFIG_FOLDER holds a config.json of Qwen3-30B-A3B
 # Ends with ALLDONE. PARTS="check start" runs some only, BATCHES=1,16 fewer works of a ladder; one that was cut short goes
-# on. Parts single, tp1 and tp2 are run only when named; tp2 needs two GPUs.
+# on. Parts rounds, single, tp1 and tp2 are run only when named; tp2 needs two GPUs.
 set -u
 MODEL=$(cd "${1:?a folder with config.json}" && pwd); OUT=${2:?a folder to write to}
 . tools/steps.sh
@@ -33,7 +33,8 @@ for part in ${PARTS:-check start gptoss speed hf ledger vllm}; do case $part in
   speed)  step speed 1500 python3 benchmarks/speed.py --model "$MODEL" --rounds 1 --num-iterations 3 --output "$OUT/speed" ;;
   hf)     ladder hf 1500 "${BATCHES:-1,16,64}" "${HF[@]}" ;;
   ledger) ladder ledger 1200 1 "${HF[@]}" --profile --output-len 4 ;;  # the trace of one plain prefill holds 30,000 kernels
-  single) ladder single 1200 1 hf --without compiled_scoring,tf32,numa --steps single ;;
+  rounds) ladder rounds 1200 1 hf --without compile,compiled_scoring --repeats 3 ;;  # intervals that know the starts' noise
+  single) ladder single 1200 1 hf --without compiled_scoring --steps single ;;
   vllm)   ladder vllm 1800 "${BATCHES:-1,16,64}" vllm ;;
   tp1)    tensor_parallel hf 1 "$WITH_TP"; tensor_parallel vllm 1 compile+cuda_graphs ;;
   tp2)    tensor_parallel hf 2 "$WITH_TP"; tensor_parallel vllm 2 compile+cuda_graphs
