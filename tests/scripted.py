@@ -10,6 +10,7 @@ from harness.engine import Generation, Response
 from harness.launcher import Outcome
 from harness.precision import Support
 from harness.recording.records import make
+from harness.recording.stats import merged
 from harness.working.inputs import Inputs
 from harness.workloads import perf, ppl
 
@@ -75,6 +76,14 @@ def record(
 def scaled(factor: float, **options) -> dict:
     """Speed of `factor` times the steady times."""
     return record("perf", [value * factor for value in STEADY], **options)
+
+
+def in_rounds(starts: list[dict], sweep: str | None) -> dict:
+    """One record of what each start measured in turn with the other cells of `sweep`."""
+    for index, one in enumerate(starts):
+        start = {"started_at": f"2026-11-21T00:0{index}:00Z", "sweep": sweep, "round": index, "telemetry": None}
+        one["rounds"] = [{"iterations": len(STEADY), **start}]
+    return merged(starts)
 
 
 def with_rungs(record: dict, asked: str, shared: str | None = None) -> dict:

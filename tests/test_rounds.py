@@ -7,21 +7,17 @@ import random
 from functools import cache
 
 import pytest
-from scripted import STEADY, record, scaled
+from scripted import in_rounds, record, scaled
 
 from harness.judging.compare import compare
-from harness.recording.stats import interval_of_gap, merged
+from harness.recording.stats import interval_of_gap
 
 level_of = cache(scaled)  # making one collects the garbage of all tests before
 
 
 def cell(levels: list[float], sweep: str | None = None) -> dict:
     """A cell measured in as many rounds as there are levels: latencies of five iterations around each."""
-    rounds = [copy.deepcopy(level_of(level)) for level in levels]
-    for index, one in enumerate(rounds):
-        start = {"started_at": f"2026-11-21T00:0{index}:00Z", "sweep": sweep, "round": index, "telemetry": None}
-        one["rounds"] = [{"iterations": len(STEADY), **start}]
-    return merged(rounds)
+    return in_rounds([copy.deepcopy(level_of(level)) for level in levels], sweep)
 
 
 # The machine becomes slower and faster again, by much more than what is looked for.

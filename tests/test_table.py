@@ -47,6 +47,13 @@ def test_fp8_by_a_rung_of_its_own_is_ranked_with_bf16_and_its_perplexity_held_ag
     assert "2.00 x" in row and "+5.13 %" in row
 
 
+def test_times_are_said_to_be_means():
+    other = scaled(1, batch_size=4)
+    assert notes([FAST])[0] == "speed at batch 2, 8 tokens in, 4 out; times are means over the iterations"
+    assert notes([FAST, other])[0] == "times are means over the iterations"
+    assert notes([record("ppl", [3.0, 3.1])]) == []
+
+
 @pytest.mark.parametrize("factor", [1.005, 0.995, 1])
 def test_a_difference_below_the_noise_has_no_fastest(factor):
     near = scaled(factor, **PLAIN)

@@ -137,7 +137,8 @@ def notes(records: Sequence[Record]) -> list[str]:
     """Lines under the table: what was measured, then skipped, failed and mismatched cells with their reasons, equal reasons together."""
     perf = [record for record in records if record["workload"] == "perf" and _has_speed(record)]
     shapes = {f"batch {r['batch_size']}, {r['input_len']} tokens in, {r['output_len']} out" for r in perf}
-    lines = [f"speed at {shape}" for shape in shapes] if len(shapes) == 1 else []
+    means = "times are means over the iterations"
+    lines = [f"speed at {shapes.pop()}; {means}" if len(shapes) == 1 else means] if perf else []
     for status, reason_of in (
         ("skipped", lambda record: record["reason"]),
         ("mismatch", lambda record: record["reason"] + "; kept, not compared"),

@@ -50,8 +50,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "times are medians; × in ITL and latency: times as fast as the step before, and as plain eager (none); "
         f"{PERCENT} intervals"
     ]
-    noise = next((row.baseline.noise for row in rows if row.baseline and row.baseline.noise), "")
-    lines += [f"noise in the intervals: {noise}"] if noise else []
+    lines += _covered(rows)
     lines += _once(f"noise of {title(row)}: {row.perf['noise'][0]}" for row in rows if row.perf.get("noise"))
     lines += _once(f"perplexity: {_windows(row.ppl)}" for row in rows if row.ppl and row.ppl.get("perplexity"))
     if any(row.changes_output for row in rows if row.kind != OFF):
@@ -68,12 +67,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
     lines += _by_reason("KL", {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")})
     lines += _by_reason("ITL", {title(row): _untimed(row.perf) for row in rows if _untimed(row.perf)})
-    cached = [title(row) for row in rows if (row.perf.get("conditions") or {}).get("prefix_cache_hits")]
-    if cached:
-        lines.append(
-            f"TTFT of prompts that were cached, as every iteration repeats them: {', '.join(dict.fromkeys(cached))}"
-        )
-    return lines
+    return [*lines, *_cached(rows)]
 
 
 def title(row: Row) -> str:
@@ -129,6 +123,26 @@ def _cost(row: Row) -> dict[str, str]:
         "KL prefill": kl_words(row, "prefill"),
         "KL decode": kl_words(row, "decode"),
     }
+
+
+def _covered(rows: Sequence[Row]) -> Iterator[str]:
+    """Which noise the intervals cover; a step that lacks a round, as after Ctrl-C, covers less than the others."""
+    said = {title(row): row.baseline.noise for row in rows if row.baseline and row.baseline.noise}
+    usual = next(iter(said.values()), "")
+    yield from [f"noise in the intervals: {usual}"] if usual else []
+    for noise in dict.fromkeys(said.values()):
+        if noise != usual:
+            yield f"noise in those of {', '.join(name for name in said if said[name] == noise)}: {noise}"
+
+
+def _cached(rows: Sequence[Row]) -> Iterator[str]:
+    """Steps whose prefix cache held a part of the prompts, which is what their TTFT means, and those where it held none."""
+    hits = {title(row): (row.perf.get("conditions") or {}).get("prefix_cache_hits") for row in rows}
+    if cached := [name for name, hit in hits.items() if hit]:
+        yield f"TTFT of prompts that were cached, as every iteration repeats them: {', '.join(cached)}"
+    on = {title(row) for row in rows if (row.perf["effective"] or {}).get("prefix_cache")}
+    if missed := [name for name, hit in hits.items() if hit == 0 and name in on]:
+        yield f"prefix cache on, and no prompt's beginning was in it: {', '.join(missed)}"
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import scripted
-from scripted import scaled, with_rungs
+from scripted import in_rounds, scaled, with_rungs
 
 from harness.engine import Rung
 from harness.ladder.batches import groups, sweep
@@ -98,13 +98,27 @@ def test_a_precision_without_a_speed_shows_its_accuracy_once_in_each_work():
 
 def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_said(records):
     off = {**record("c", 1.0), "status": "skipped", "reason": "rung c: needs SM 89"}
-    cached = record("a+b+d", 0.2, prefix_cache_hits=64)
+    cached = record("a+b+d", 0.2, prefix_cache=True, prefix_cache_hits=64)
+    missed = record("d", 0.2, prefix_cache=True)
     together = record("a+b+d+e", 0.2, speculative_decoding="ngram") | {"itl_ms": None}
     page = io.StringIO()
-    print_ladder([*records, off, cached, together], page)
+    print_ladder([*records, off, cached, missed, together], page)
     assert "no ITL of + e: tokens that come together have one time" in page.getvalue()
     assert "off: rung c: needs SM 89" in page.getvalue()
-    assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in page.getvalue()
+    lines = page.getvalue().splitlines()
+    assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in lines
+    assert "prefix cache on, and no prompt's beginning was in it: only d" in lines
+
+
+def test_a_step_that_lacks_a_round_is_said_to_cover_less_noise():
+    starts = {"b": 2}
+    records = [
+        in_rounds([record(rungs, factor) for _ in range(starts.get(rungs, 3))], "s") for rungs, factor in TIMES.items()
+    ]
+    (rows,) = ladders(records)
+    said = [line for line in notes(rows) if line.startswith("noise in")]
+    assert len(said) == 2 and "that of 3 rounds" in said[0]
+    assert said[1].startswith("noise in those of only b: that of iterations inside a start")
 
 
 def test_noise_is_said_of_the_step_that_had_it(records):
