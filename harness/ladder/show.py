@@ -64,7 +64,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.kind != OFF and why(row.perf)
     )
-    lines += _once(f"off: {why(row.perf)}" for row in rows if row.kind == OFF)
+    lines += _off(why(row.perf) for row in rows if row.kind == OFF)
     lines += _by_reason("KL", {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")})
     lines += _by_reason("ITL", {title(row): _untimed(row.perf) for row in rows if _untimed(row.perf)})
     return [*lines, *_cached(rows)]
@@ -143,6 +143,18 @@ def _cached(rows: Sequence[Row]) -> Iterator[str]:
     on = {title(row) for row in rows if (row.perf["effective"] or {}).get("prefix_cache")}
     if missed := [name for name, hit in hits.items() if hit == 0 and name in on]:
         yield f"prefix cache on, and no prompt's beginning was in it: {', '.join(missed)}"
+
+
+def _off(reasons: Iterable[str]) -> Iterator[str]:
+    """Rungs with one reason in one line; what is off for no rung of its own is said as it is."""
+    names: dict[str, list[str]] = {}
+    for said in dict.fromkeys(reasons):
+        rung, _, reason = said.partition(": ")
+        if rung.startswith("rung "):
+            names.setdefault(reason, []).append(rung.removeprefix("rung "))
+        else:
+            names[said] = []
+    yield from (f"off: {', '.join(rungs)}: {reason}" if rungs else f"off: {reason}" for reason, rungs in names.items())
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:

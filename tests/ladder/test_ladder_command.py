@@ -75,8 +75,8 @@ def test_a_ladder_that_was_stopped_goes_on_and_measures_nothing_twice(ladder, ha
 def test_a_rung_that_is_not_in_force_is_left_out_with_all_that_need_it(ladder):
     done = ladder("--quick", "--output", "page.md", sin="lame")
     assert done.returncode == 0, done.stderr
-    assert "off: rung brisk: not in force here: its wings are clipped" in done.stdout
-    assert "off: rung swift: needs brisk, left out" in done.stdout
+    assert "off: brisk: not in force here: its wings are clipped" in done.stdout
+    assert "off: swift: needs brisk, left out" in done.stdout
     assert "+ brisk" not in done.stdout
 
 

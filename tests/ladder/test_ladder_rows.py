@@ -104,7 +104,7 @@ def test_what_could_not_be_on_is_listed_with_its_reason_and_cached_prompts_are_s
     page = io.StringIO()
     print_ladder([*records, off, cached, missed, together], page)
     assert "no ITL of + e: tokens that come together have one time" in page.getvalue()
-    assert "off: rung c: needs SM 89" in page.getvalue()
+    assert "off: c: needs SM 89" in page.getvalue()
     lines = page.getvalue().splitlines()
     assert "TTFT of prompts that were cached, as every iteration repeats them: + d" in lines
     assert "prefix cache on, and no prompt's beginning was in it: only d" in lines
