@@ -24,7 +24,7 @@ COLUMNS = (
     "chunks,dataset,config,device"
 ).split(",")
 LADDER = (
-    "model,engine,precision,batch,in+out,rung,changes output,ITL × eager,ITL × step,TTFT × eager,TTFT ms,ITL ms,"
+    "model,engine,precision,batch,in+out,starts,rung,changes output,ITL × eager,ITL × step,TTFT × eager,TTFT ms,ITL ms,"
     "output tok/s,decode of limit %,memory GiB,J / token,perplexity,KL prefill,KL decode,device"
 ).split(",")
 SPECIAL = re.compile(r"[\\`*\[\]<>#|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|^\d+(?=[.)]\s)")
@@ -32,7 +32,10 @@ SPECIAL = re.compile(r"[\\`*\[\]<>#|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|^\d+(?=[.)]\s)"
 
 def render(found: Found) -> str:
     facts = Facts(found.entries)
-    results = [*_table("Results", tables.precisions(facts), COLUMNS), *_table("Ladder", ladder(facts), LADDER)]
+    results = [
+        *_table("Results (times are means)", tables.precisions(facts), COLUMNS),
+        *_table("Ladder (times are medians)", ladder(facts), LADDER),
+    ]
     parts = [*_head(found), *_verdicts(verdicts(facts)), *results, *_failures(found), *_conditions(facts)]
     text = "\n".join(parts) + "\n"
     if len(text) <= LARGEST:

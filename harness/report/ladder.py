@@ -10,6 +10,7 @@ from harness.ladder.rows import Row, limit, memory, middle, speedups, why
 from harness.ladder.show import GIB, kl_words, title
 from harness.ladder.steps import CUMULATIVE, OFF, PRECISION
 from harness.recording.records import Record
+from harness.recording.stats import rounds_of
 from harness.report.rows import DASH, Cell, Facts, chunks, device, number
 from harness.report.tables import Table, table
 
@@ -40,6 +41,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "precision": record["precision"],
         "batch": number(None if row.kind == OFF else record.get("batch_size"), "d", why(record) or "unknown"),
         "in+out": DASH if row.kind == OFF else f"{record.get('input_len')}+{record.get('output_len')}",
+        "starts": number(None if row.kind == OFF else len(rounds_of(record)), "d", why(record) or "unknown"),
         "rung": f"off: {row.added}" if row.kind == OFF else title(row),
         "changes output": "yes" if row.changes_output and row.kind != OFF else "",
         "ITL × eager": _times(eager.get("itl_ms"), nothing),

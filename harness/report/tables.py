@@ -39,7 +39,7 @@ TEXT = frozenset(  # columns of words; the others are numbers
     "model,weights,device,engine,config,precision,compute mode,in+out,dataset,MoE backend,compared with,verdict,phase,"
     "bound,problem,status,version,workload,reason,written,folder,key".split(",")
 )
-SIZES = frozenset(("batch", "in", "out", "n", "chunks"))
+SIZES = frozenset(("batch", "in", "out", "n", "chunks", "starts"))
 ALWAYS = frozenset(("engine", "precision"))  # shown though all rows agree
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pages import PLAIN, content, failed, named, row, said, sentences
-from scripted import record, scaled, with_rungs
+from scripted import in_rounds, record, scaled, with_rungs
 
 from harness.errors import UsageError
 from harness.judging.compare import compare
@@ -192,7 +192,8 @@ def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_r
     off = {"status": "skipped", "latency_ms": None, "raw": None}
     alone = named(asked("c"), batch_size=4)  # at a work without plain eager
     low = named(FAST, reason="emulated", **off)  # no rung: the default at a precision that is not measured here
-    records = asked("none"), asked("a"), asked("b", reason="rung b: needs a GPU", **off), low, alone
+    thrice = in_rounds([asked("none") for _ in range(3)], "s")
+    records = thrice, asked("a"), asked("b", reason="rung b: needs a GPU", **off), low, alone
     accuracy = (
         named(PPL, config=rungs, requested={**PPL["requested"], "rungs": rungs}) for rungs in ("none", "a", "c")
     )
@@ -203,8 +204,12 @@ def test_the_steps_of_a_ladder_and_what_is_off_have_their_own_table_and_are_no_r
     tables = found["tables"]
     told = {said(cell) for line in tables["precisions"]["rows"] for cell in line}
     assert {"fp8", "c"} <= told and not {"none", "a", "b"} & told
-    place = [column["name"] for column in tables["ladder"]["columns"]].index("rung")
-    assert [line[place] for line in tables["ladder"]["rows"]] == ["none", "+ a", "off: b"]
+    starts, rung = ([column["name"] for column in tables["ladder"]["columns"]].index(one) for one in ("starts", "rung"))
+    assert [(line[rung], line[starts][0]) for line in tables["ladder"]["rows"]] == [
+        ("none", 3),
+        ("+ a", 1),
+        ("off: b", None),
+    ]
 
 
 def test_the_roofline_draws_the_points_and_the_table_their_share():
