@@ -64,9 +64,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.kind != OFF and why(row.perf)
     )
-    lines += _off(why(row.perf) for row in rows if row.kind == OFF)
-    lines += _by_reason("KL", {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")})
-    lines += _by_reason("ITL", {title(row): _untimed(row.perf) for row in rows if _untimed(row.perf)})
+    lines += _off([why(row.perf) for row in rows if row.kind == OFF])
+    untold = {title(row): why(row.kl) for row in rows if row.kl and not row.kl.get("kl")}
+    untimed = {title(row): _untimed(row.perf) for row in rows if _untimed(row.perf)}
+    lines += (f"no KL of {names}: {reason}" for names, reason in _by_reason(untold))
+    lines += (f"no ITL of {names}: {reason}" for names, reason in _by_reason(untimed))
     return [*lines, *_cached(rows)]
 
 
@@ -128,11 +130,8 @@ def _cost(row: Row) -> dict[str, str]:
 def _covered(rows: Sequence[Row]) -> Iterator[str]:
     """Which noise the intervals cover; a step that lacks a round, as after Ctrl-C, covers less than the others."""
     said = {title(row): row.baseline.noise for row in rows if row.baseline and row.baseline.noise}
-    usual = next(iter(said.values()), "")
-    yield from [f"noise in the intervals: {usual}"] if usual else []
-    for noise in dict.fromkeys(said.values()):
-        if noise != usual:
-            yield f"noise in those of {', '.join(name for name in said if said[name] == noise)}: {noise}"
+    for place, (names, noise) in enumerate(_by_reason(said)):
+        yield f"noise in {f'those of {names}' if place else 'the intervals'}: {noise}"
 
 
 def _cached(rows: Sequence[Row]) -> Iterator[str]:
@@ -145,21 +144,17 @@ def _cached(rows: Sequence[Row]) -> Iterator[str]:
         yield f"prefix cache on, and no prompt's beginning was in it: {', '.join(missed)}"
 
 
-def _off(reasons: Iterable[str]) -> Iterator[str]:
+def _off(reasons: Sequence[str]) -> Iterator[str]:
     """Rungs with one reason in one line; what is off for no rung of its own is said as it is."""
-    names: dict[str, list[str]] = {}
-    for said in dict.fromkeys(reasons):
-        rung, _, reason = said.partition(": ")
-        if rung.startswith("rung "):
-            names.setdefault(reason, []).append(rung.removeprefix("rung "))
-        else:
-            names[said] = []
-    yield from (f"off: {', '.join(rungs)}: {reason}" if rungs else f"off: {reason}" for reason, rungs in names.items())
+    own = dict(one.removeprefix("rung ").partition(": ")[::2] for one in reasons if one.startswith("rung "))
+    yield from (f"off: {names}: {reason}" for names, reason in _by_reason(own))
+    yield from _once(f"off: {reason}" for reason in reasons if not reason.startswith("rung "))
 
 
-def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
+def _by_reason(reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The names that share a reason, and it; in the order of the first of them."""
     for reason in dict.fromkeys(reasons.values()):
-        yield f"no {what} of {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}"
+        yield ", ".join(name for name, why in reasons.items() if why == reason), reason
 
 
 def _windows(record: Record) -> str:

@@ -91,7 +91,11 @@ def _values(line: Sequence[Record], name: str) -> Iterator[dict[str, Any]]:
 
 def _rate(record: Record) -> float | None:
     """Output tokens/s of the median iteration: among few, one that compiles makes any mean, and two ranks beat twice one."""
-    latency_ms, batch_size, output_len = middle(record, "latency_ms"), record.get("batch_size"), record.get("output_len")
+    latency_ms, batch_size, output_len = (
+        middle(record, "latency_ms"),
+        record.get("batch_size"),
+        record.get("output_len"),
+    )
     return batch_size * output_len * 1000 / latency_ms if latency_ms and batch_size and output_len else None
 
 
